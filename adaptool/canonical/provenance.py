@@ -1,0 +1,38 @@
+"""Where a value came from: carried along by every noun, written into every output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from adaptool.errors import JSON
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The origin of an adapter or a checkpoint.
+
+    Attributes:
+        name: what a person would call it: a hub name, else a folder or file name.
+        format: name of the format or container it was read from.
+        files: name -> facts (bytes, sha256 of an adapter file, sha256 of a checkpoint's header).
+        license: as the model card or config states it, or None.
+        notes: what was decided while reading that a reader of the result should know.
+    """
+
+    name: str
+    format: str
+    files: dict[str, JSON] = field(default_factory=dict)
+    license: str | None = None
+    revision: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, JSON]:
+        """Plain data for the record that outputs carry."""
+        facts: dict[str, JSON] = {"name": self.name, "format": self.format, "files": self.files}
+        if self.license:
+            facts["license"] = self.license
+        if self.revision:
+            facts["revision"] = self.revision
+        if self.notes:
+            facts["notes"] = list(self.notes)
+        return facts

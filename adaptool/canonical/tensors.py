@@ -1,0 +1,147 @@
+"""A tensor whose shape and type are known and whose values are read when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from adaptool.canonical.dtypes import DType
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK = 256 * 1024
+"""Elements of one streamed block: small enough that all its copies stay in a core's L2 cache."""
+
+
+class ByteSource(Protocol):
+    """An open file, as far as the nouns need to know it."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is, for messages."""
+        ...
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`; raise if the file ends before."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Bytes that lie contiguously in a file, in the tensor's own dtype, row-major, little-endian."""
+
+    source: ByteSource
+    offset: int
+    size: int
+
+
+Stream = Callable[[int, int, int], "Iterator[torch.Tensor]"]
+
+
+@dataclass(frozen=True, slots=True)
+class LazyTensor:
+    """A tensor of known shape whose values are streamed.
+
+    Attributes:
+        shape: sizes, slowest dimension first.
+        dtype: type of the values that `stream` yields.
+        pieces: `pieces(start, stop, block)` yields the flattened elements `start..stop` in
+            consecutive one-dimensional pieces of at most `block` elements each. A piece is
+            valid until the next one is asked for: its buffer is used again.
+        stored: where the bytes lie, when they can be copied as they are; else None.
+        block: elements per piece that this tensor streams best.
+    """
+
+    shape: tuple[int, ...]
+    dtype: DType
+    pieces: Stream
+    stored: Stored | None = None
+    block: int = BLOCK
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values, packed."""
+        return self.dtype.nbytes(self.count)
+
+    @property
+    def row(self) -> int:
+        """Elements per index of the first dimension (1 for a scalar or a vector)."""
+        return prod(self.shape[1:]) if len(self.shape) > 1 else 1
+
+    def stream(self, start: int = 0, stop: int | None = None, *, align: int = 1,
+               block: int | None = None) -> Iterator[torch.Tensor]:  # fmt: skip
+        """Yield flattened elements in pieces that are multiples of `align` elements."""
+        size = self.block if block is None else block
+        stop = self.count if stop is None else stop
+        return self.pieces(start, stop, max(size // align, 1) * align)
+
+    def values(self) -> torch.Tensor:
+        """The whole tensor in memory, in its own dtype and shape."""
+        import torch
+
+        whole = torch.empty(self.count, dtype=self.dtype.torch)
+        position = 0
+        for piece in self.stream():
+            whole[position : position + piece.numel()] = piece
+            position += piece.numel()
+        return whole.reshape(self.shape)
+
+    def reshaped(self, *shape: int) -> LazyTensor:
+        """The same elements in another shape."""
+        if prod(shape) != self.count:
+            raise ValueError(f"{self.shape} does not reshape to {shape}")
+        return replace(self, shape=shape)
+
+    def cast(self, dtype: DType) -> LazyTensor:
+        """The same values, rounded to `dtype` when they are streamed."""
+        if dtype == self.dtype:
+            return self
+        return replace(self, dtype=dtype, stored=None, pieces=partial(_cast, self, dtype))
+
+
+def _cast(tensor: LazyTensor, dtype: DType, start: int, stop: int,
+          block: int) -> Iterator[torch.Tensor]:  # fmt: skip
+    for piece in tensor.pieces(start, stop, block):
+        yield piece.to(dtype.torch)
+
+
+def from_storage(stored: Stored, shape: tuple[int, ...], dtype: DType) -> LazyTensor:
+    """A tensor whose values are the bytes at `stored`."""
+    return LazyTensor(shape, dtype, partial(_read_stored, stored, dtype), stored)
+
+
+def _read_stored(stored: Stored, dtype: DType, start: int, stop: int,
+                 block: int) -> Iterator[torch.Tensor]:  # fmt: skip
+    import torch
+
+    item = dtype.bits // 8
+    buffer = torch.empty(min(block, stop - start) * item, dtype=torch.uint8)
+    window = memoryview(buffer.numpy())
+    values = buffer.view(dtype.torch)
+    for first in range(start, stop, block):
+        count = min(block, stop - first)
+        stored.source.read_into(stored.offset + first * item, window[: count * item])
+        yield values[:count]
+
+
+def from_values(values: torch.Tensor) -> LazyTensor:
+    """A tensor that is already in memory."""
+    flat = values.detach().contiguous().reshape(-1)
+    dtype = DType(str(values.dtype).removeprefix("torch."))
+    return LazyTensor(tuple(values.shape), dtype, partial(_slice_values, flat))
+
+
+def _slice_values(flat: torch.Tensor, start: int, stop: int,
+                  block: int) -> Iterator[torch.Tensor]:  # fmt: skip
+    for first in range(start, stop, block):
+        yield flat[first : min(first + block, stop)]

@@ -1,0 +1,138 @@
+"""The files of a PEFT adapter: where they are, and their tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptool.canonical import LazyTensor
+from adaptool.canonical.tensors import from_values
+from adaptool.containers._header import read_header
+from adaptool.errors import JSON, CorruptInputError, StorageError
+from adaptool.storage import SourceFile, read_json, shown
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+@dataclass(frozen=True)
+class Files:
+    """What was found on disk.
+
+    Attributes:
+        folder: where the adapter lies.
+        config: adapter_config.json, or empty if there is none.
+        tensors: by the file's own names.
+        facts: file name -> size and digest.
+        notes: what was decided.
+    """
+
+    folder: Path
+    config: Mapping[str, JSON]
+    tensors: Mapping[str, LazyTensor]
+    facts: dict[str, JSON]
+    notes: tuple[str, ...]
+    metadata: Mapping[str, str]
+
+
+def weights_at(path: Path) -> Path | None:
+    """The weights of the adapter at `path` (a folder, or the file itself), if there are any."""
+    if path.is_dir():
+        found = [path / n for n in (WEIGHTS, PICKLE) if (path / n).exists()]
+        return found[0] if found else None
+    return path if path.name in (WEIGHTS, PICKLE) or path.suffix in (".safetensors", ".bin") else None
+
+
+def open_files(path: Path, *, allow_pickle: bool) -> Files:
+    """Find and open config and weights; safetensors is preferred to .bin.
+
+    Raises:
+        StorageError: not there.
+        CorruptInputError: broken, or a git-LFS pointer, or a pickle that is not allowed.
+    """
+    weights = weights_at(path)
+    folder = path if path.is_dir() else path.parent
+    if weights is None:
+        what = "has no config either" if not (folder / CONFIG).exists() else "has only a config"
+        raise StorageError(
+            f"{shown(path)}: no {WEIGHTS} here; the folder {what}",
+            hint="name the folder that save_pretrained wrote",
+            code="NOT_FOUND",
+        )
+    notes: list[str] = []
+    if path.is_dir() and weights.name == WEIGHTS and (path / PICKLE).exists():
+        notes.append(f"{PICKLE} stands beside {WEIGHTS} and was not read")
+    config: dict[str, JSON] = {}
+    if (folder / CONFIG).exists():
+        content = read_json(folder / CONFIG)
+        if not isinstance(content, dict):
+            raise CorruptInputError(f"{folder / CONFIG}: not a JSON object")
+        config = content
+    else:
+        notes.append(f"no {CONFIG}: strength is taken from PEFT's default alpha")
+    source = SourceFile.open(weights)
+    if source.size >= len(_LFS) and source.read(0, len(_LFS)) == _LFS:
+        raise CorruptInputError(
+            f"{shown(weights)}: a git-LFS pointer, not the file itself",
+            hint="run `git lfs pull` in that folder",
+        )
+    facts: dict[str, JSON] = {
+        weights.name: {"bytes": source.size, "sha256": _digest(source)},
+    }
+    if weights.suffix == ".safetensors":
+        header = read_header(source)
+        return Files(folder, config, header.tensors, facts, tuple(notes), header.metadata)
+    if not allow_pickle:
+        raise CorruptInputError(
+            f"{shown(weights)}: a pickle, which can hold code, is not read",
+            hint="pass --allow-pickle to load tensors only, or save it as safetensors",
+            code="PICKLE_REFUSED",
+        )
+    return Files(folder, config, _load_pickle(weights, source.size), facts, tuple(notes), {})
+
+
+def _digest(source: SourceFile) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, source.size, 1 << 20):
+        digest.update(source.read(start, min(1 << 20, source.size - start)))
+    return digest.hexdigest()
+
+
+def _load_pickle(path: Path, size: int) -> dict[str, LazyTensor]:
+    """Tensors of a torch zip file, without running its code and within the file's own size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except zipfile.BadZipFile:
+        raise CorruptInputError(
+            f"{shown(path)}: not a torch file of version 1.6 or later",
+            hint="load and save it again with a current torch",
+        ) from None
+    if any(e.compress_type != zipfile.ZIP_STORED for e in entries):
+        raise CorruptInputError(f"{shown(path)}: compressed entries in a torch file")
+    if sum(e.file_size for e in entries) > size:
+        raise CorruptInputError(f"{shown(path)}: entries larger than the file")
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise CorruptInputError(f"{shown(path)}: not a file of plain tensors: {reason}") from None
+    if not isinstance(content, dict):
+        raise CorruptInputError(f"{shown(path)}: holds no table of tensors")
+    tensors: dict[str, LazyTensor] = {}
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise CorruptInputError(f"{shown(path)}: {shown(str(name))} is not a tensor")
+        if not value.is_contiguous() or value.layout != torch.strided:
+            raise CorruptInputError(f"{shown(path)}: {shown(name)} is not stored contiguously")
+        tensors[name] = from_values(value)
+    return tensors
+
+

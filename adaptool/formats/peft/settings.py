@@ -1,0 +1,194 @@
+"""adapter_config.json, read tolerantly where it does not matter and strictly where it does."""
+
+from __future__ import annotations
+
+import re
+import re._parser as regex_parser  # type: ignore[import-not-found]
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite, sqrt
+from pathlib import Path
+
+from adaptool.errors import JSON, CorruptInputError, IncompatibleError
+from adaptool.storage import shown
+
+DEFAULT_ALPHA = 8.0
+"""LoraConfig's own default, for a config that does not state alpha."""
+
+_MAX_PATTERN = 2000
+
+KNOWN = frozenset({
+    "alora_invocation_tokens", "alpha_pattern", "arrow_config", "auto_mapping",
+    "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config",
+    "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "kasa_config",
+    "layer_replication", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
+    "lora_bias", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
+    "modules_to_save", "monteclora_config", "peft_type", "peft_version", "qalora_group_size", "r",
+    "rank_pattern", "revision", "runtime_config", "target_modules", "target_parameters",
+    "task_type", "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "use_rslora",
+    "velora_config", "enable_lora", "merge_weights", "mica_config", "target_r", "init_r",
+})  # fmt: skip
+"""Keys of LoraConfig, present and past."""
+
+_MUTATING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of adapter_config.json decides the meaning of the tensors.
+
+    Attributes:
+        raw: the whole file.
+        path: for messages.
+        notes: decisions a reader should know of.
+    """
+
+    raw: Mapping[str, JSON]
+    path: Path
+
+    @property
+    def peft_type(self) -> str:
+        """Upper-case tuner type; a file that lacks it is LoRA."""
+        return str(self.raw.get("peft_type") or "LORA").upper()
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Keys that no LoraConfig has had."""
+        return tuple(sorted(k for k in self.raw if k not in KNOWN))
+
+    def flag(self, key: str) -> bool:
+        """A key that is on or off; anything but a boolean or null is refused."""
+        value = self.raw.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self._refuse(key, "true or false")
+        return bool(value)
+
+    def text(self, key: str) -> str | None:
+        """A string, or None."""
+        value = self.raw.get(key)
+        return value if isinstance(value, str) and value else None
+
+    @property
+    def rank(self) -> int | None:
+        """`r` as stated, or None."""
+        value = self._number("r")
+        if value is None:
+            return None
+        if value != int(value) or not 0 < value < 2**31:
+            raise self._refuse("r", "a positive whole number")
+        return int(value)
+
+    def scaling(self, module: str, rank: int) -> float:
+        """The effective strength of a module's update: alpha / rank, rsLoRA alpha / sqrt(rank).
+
+        `rank` is the tensors' own; alpha comes from the first alpha_pattern that matches.
+        """
+        alpha = self._from_pattern("alpha_pattern", module)
+        if alpha is None:
+            alpha = self._number("lora_alpha")
+        if alpha is None:
+            alpha = DEFAULT_ALPHA
+        if alpha < 0:
+            raise self._refuse("lora_alpha", "not negative (a negative --scale un-applies)")
+        return alpha / (sqrt(rank) if self.flag("use_rslora") else rank)
+
+    def stated_rank(self, module: str) -> int | None:
+        """The rank that the config states for a module."""
+        value = self._from_pattern("rank_pattern", module)
+        return self.rank if value is None else int(value)
+
+    def _from_pattern(self, key: str, module: str) -> float | None:
+        table = self.raw.get(key)
+        if table is None:
+            return None
+        if not isinstance(table, dict):
+            raise self._refuse(key, "a table of pattern -> number")
+        for pattern, value in table.items():
+            if self._matcher(pattern).match(module):
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    raise self._refuse(key, "a table of pattern -> number")
+                if not isfinite(value) or value < 0:
+                    raise self._refuse(key, "a table of finite, positive numbers")
+                return float(value)
+        return None
+
+    def _matcher(self, pattern: str) -> re.Pattern[str]:
+        """PEFT's rule: `(.*\\.)?(pattern)$` from the start of the module's path."""
+        try:
+            if len(pattern) > _MAX_PATTERN or _explodes(regex_parser.parse(pattern)):
+                raise self._refuse("pattern", "expressions without nested repeats")
+            return re.compile(rf"(.*\.)?({pattern})$")
+        except (re.error, RecursionError, OverflowError):
+            raise self._refuse("pattern", f"valid expressions, found {pattern[:60]!r}") from None
+
+    def _number(self, key: str) -> float | None:
+        value = self.raw.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+            raise self._refuse(key, "a finite number")
+        if abs(value) > 1e30:
+            raise self._refuse(key, "a sensible number")
+        return float(value)
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """A list of strings, or nothing; one string counts as one name."""
+        value = self.raw.get(key)
+        if value is None:
+            return ()
+        if isinstance(value, str):
+            return (value,)
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise self._refuse(key, "a list of names")
+        return tuple(str(v) for v in value)
+
+    def refuse_unknown_variants(self) -> None:
+        """Refuse, by name, what would change the mathematics in a way not built in here.
+
+        Raises IncompatibleError.
+        """
+        init = self.raw.get("init_lora_weights")
+        if isinstance(init, str) and init.lower().startswith(_MUTATING_INITS):
+            raise IncompatibleError(
+                f"{shown(self.path)}: saved with init_lora_weights={init!r}, whose base was changed "
+                "before training",
+                hint="save it with path_initial_model_for_weight_conversion, which makes it "
+                "a plain LoRA",
+                code="UNSUPPORTED_VARIANT",
+            )
+        for key in ("use_qalora", "kasa_config", "arrow_config", "use_bdlora"):
+            if self.raw.get(key):
+                raise IncompatibleError(
+                    f"{shown(self.path)}: the LoRA variant {key} is not supported",
+                    hint="merge it with PEFT",
+                    code="UNSUPPORTED_VARIANT",
+                )
+        for key in self.unknown:
+            if key.startswith("use_") and self.raw[key] is True:
+                raise IncompatibleError(
+                    f"{shown(self.path)}: unknown LoRA variant {shown(key)}",
+                    hint="update adaptool, or merge it with the PEFT version that made it",
+                    code="UNSUPPORTED_VARIANT",
+                )
+
+    def _refuse(self, key: str, wanted: str) -> CorruptInputError:
+        found = shown(str(self.raw.get(key))[:60])
+        return CorruptInputError(f"{shown(self.path)}: {key} is {found}, expected {wanted}")
+
+
+def _explodes(parsed: object, *, inside: bool = False) -> bool:
+    """Whether an expression repeats a repeat, which can take exponential time."""
+    for code, argument in parsed:  # type: ignore[attr-defined]
+        name = str(code)
+        repeats = name.endswith("_REPEAT") and argument[1] > 1
+        if repeats and inside:
+            return True
+        for part in argument if isinstance(argument, tuple | list) else (argument,):
+            if isinstance(part, regex_parser.SubPattern):
+                if _explodes(part, inside=inside or repeats):
+                    return True
+            elif isinstance(part, list):
+                subs = [p for p in part if isinstance(p, regex_parser.SubPattern)]
+                if any(_explodes(p, inside=inside or repeats) for p in subs):
+                    return True
+    return False

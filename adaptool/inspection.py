@@ -1,0 +1,203 @@
+"""A path -> plain facts, from headers alone; values are read only when statistics are asked for.
+
+The same data serves people (tables), programs (JSON) and golden tests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptool import containers, formats
+from adaptool.architectures.placing import Plan
+from adaptool.canonical import (
+    Adapter,
+    Checkpoint,
+    Dora,
+    ExpertLowRank,
+    LazyTensor,
+    LowRank,
+    Rebased,
+    Site,
+    Update,
+)
+from adaptool.errors import JSON, IncompatibleError
+from adaptool.hub import fetch_adapter, fetch_checkpoint
+
+Facts = dict[str, JSON]
+
+
+@dataclass(frozen=True)
+class Details:
+    """What to look at beyond headers.
+
+    Attributes:
+        stats: norms, singular values and non-finite counts per module (reads the adapter).
+        against: a base to check the fit with, and to relate norms to.
+        allow_pickle: accept .bin files.
+    """
+
+    stats: bool = False
+    against: str | None = None
+    allow_pickle: bool = False
+
+
+def inspect(path: str | os.PathLike[str], details: Details | None = None) -> Facts:
+    """What an adapter or a checkpoint is.
+
+    Returns plain data; `kind` is "adapter" or "checkpoint".
+
+    Raises:
+        IncompatibleError: nothing known stands at the path.
+        CorruptInputError: it is broken.
+    """
+    details = details or Details()
+    local = fetch_adapter(os.fspath(path))
+    found = formats.find(local)
+    if found is not None:
+        options = formats.ReadOptions(details.allow_pickle)
+        return _adapter(found[0], found[1].read(local, options), details)
+    container = containers.find(local)
+    if container is None:
+        raise IncompatibleError(
+            f"{local}: neither an adapter nor a checkpoint is recognised here",
+            hint="name a folder with adapter_config.json, or with *.safetensors",
+            code="UNKNOWN_FORMAT",
+        )
+    return _checkpoint(container[1].open(local))
+
+
+def _adapter(format_name: str, adapter: Adapter, details: Details) -> Facts:
+    tensors = [t for u in adapter.updates.values() for t in u.tensors.values()]
+    tensors += list(adapter.extras.values())
+    ranks = Counter(low.rank for u in adapter.updates.values() if (low := low_rank(u)))
+    facts: Facts = {
+        "kind": "adapter",
+        "format": format_name,
+        "name": adapter.provenance.name,
+        "method": adapter.method,
+        "base": adapter.base,
+        "task": adapter.task,
+        "mergeable": adapter.unmergeable is None,
+        "reason": adapter.unmergeable,
+        "parameters": adapter.parameters,
+        "bytes": adapter.nbytes,
+        "dtypes": _histogram(t.dtype.value for t in tensors),
+        "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
+        "targets": _histogram(_leaf(site) for site in adapter.updates),
+        "layers": _layers(adapter.updates),
+        "kinds": _histogram(u.kind for u in adapter.updates.values()),
+        "modules": {str(s): _module(u) for s, u in adapter.updates.items()},
+        "extra_tensors": list(adapter.extras),
+        "unknown_keys": _unknown(adapter.config),
+        "files": dict(adapter.provenance.files),
+        "notes": list(adapter.provenance.notes),
+    }
+    if details.against is not None or details.stats:
+        _add_statistics(facts, adapter, details)
+    return facts
+
+
+def low_rank(update: Update) -> LowRank | ExpertLowRank | None:
+    """The low-rank part of an update, if it has one."""
+    if isinstance(update, Rebased):
+        update = update.update
+    if isinstance(update, Dora):
+        update = update.direction
+    return update if isinstance(update, LowRank | ExpertLowRank) else None
+
+
+def _module(update: Update) -> Facts:
+    facts: Facts = {"kind": update.kind, "shape": list(update.shape)}
+    low = low_rank(update)
+    if low is not None:
+        facts |= {"rank": low.rank, "scaling": low.scaling, "alpha": low.scaling * low.rank}
+    return facts
+
+
+def _histogram(items: object) -> dict[str, JSON]:
+    return dict(Counter(items).most_common())  # type: ignore[call-overload,no-any-return]
+
+
+def _leaf(site: Site) -> str:
+    leaf = site.module.rpartition(".")[2] or site.module
+    return leaf if site.parameter == "weight" else f"{leaf}.{site.parameter}"
+
+
+def _layers(updates: Mapping[Site, Update]) -> list[JSON]:
+    found = {int(p) for site in updates for p in site.module.split(".") if p.isdigit()}
+    return list(sorted(found))
+
+
+def _unknown(config: Mapping[str, JSON]) -> list[JSON]:
+    from adaptool.formats.peft.settings import KNOWN
+
+    return sorted(key for key in config if key not in KNOWN)
+
+
+def _add_statistics(facts: Facts, adapter: Adapter, details: Details) -> None:
+    from adaptool.statistics import measure, norm_of
+
+    plan = None
+    if details.against is not None:
+        base = containers.open_checkpoint(fetch_checkpoint(details.against))
+        plan = Plan(base, adapter.config)
+    unplaced: list[JSON] = []
+    modules = facts["modules"]
+    for site, update in adapter.updates.items():
+        row = modules[str(site)] if isinstance(modules, dict) else {}
+        if not isinstance(row, dict):
+            continue
+        if details.stats:
+            row |= measure(update)
+        if plan is not None:
+            places = plan.place(site, update)
+            if not places:
+                unplaced.append(str(site))
+                continue
+            names = list(dict.fromkeys(p.tensor for p in places))
+            row["tensors"] = list(names)
+            if details.stats and isinstance(row.get("norm"), float):
+                weight = norm_of([plan.checkpoint.tensors[n] for n in names])
+                row["relative"] = float(str(row["norm"])) / weight if weight else None
+    if plan is not None:
+        facts["against"] = plan.checkpoint.provenance.name
+        facts["fits"] = not unplaced
+        facts["unplaced"] = unplaced
+
+
+def _checkpoint(checkpoint: Checkpoint) -> Facts:
+    tensors = checkpoint.tensors
+    return {
+        "kind": "checkpoint",
+        "format": checkpoint.container,
+        "name": checkpoint.provenance.name,
+        "architecture": _first(checkpoint.config.get("architectures")),
+        "model_type": checkpoint.config.get("model_type"),
+        "parameters": sum(t.count for t in tensors.values()),
+        "bytes": checkpoint.nbytes,
+        "tensors": len(tensors),
+        "dtypes": _histogram(t.dtype.value for t in tensors.values()),
+        "layers": len({_layer(name) for name in tensors} - {None}),
+        "tied_embeddings": checkpoint.config.get("tie_word_embeddings"),
+        "quantised": "quantization_config" in checkpoint.config,
+        "license": checkpoint.provenance.license,
+        "files": dict(checkpoint.provenance.files),
+        "largest": _largest(tensors),
+    }
+
+
+def _first(value: JSON) -> JSON:
+    return value[0] if isinstance(value, list) and value else None
+
+
+def _layer(name: str) -> int | None:
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def _largest(tensors: Mapping[str, LazyTensor]) -> list[JSON]:
+    top = sorted(tensors.items(), key=lambda item: -item[1].nbytes)[:5]
+    return [{"name": n, "shape": list(t.shape), "dtype": t.dtype.value} for n, t in top]

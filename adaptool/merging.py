@@ -1,0 +1,306 @@
+"""Checkpoint + adapters -> Checkpoint. Nothing is computed here: what comes back is lazy.
+
+    W' = W + sum_i scale_i * (U_i(W) - W)
+
+in float32 (float64 for a float64 base), rounded once to the output's type. While the result is
+written, every touched tensor measures how much of its update survived that rounding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite
+
+from adaptool.architectures.naming import NEW_HEADS
+from adaptool.architectures.placing import Plan
+from adaptool.architectures.replication import replicate_layers
+from adaptool.canonical import (
+    Adapter,
+    Checkpoint,
+    DType,
+    LazyTensor,
+    Placement,
+    Rebased,
+    Replacement,
+    Site,
+    Update,
+)
+from adaptool.errors import JSON, IncompatibleError, UsageError
+from adaptool.patching import Arithmetic, Patch, patch_tensor
+from adaptool.survival import Tally
+from adaptool.tying import Embeddings, embeddings_of, is_embedding, is_head, stays_tied
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merge that will happen when its checkpoint is written.
+
+    Attributes:
+        checkpoint: the merged model, lazy.
+        touched: names of tensors that are computed, replaced or new.
+        tally: filled while the checkpoint is written.
+        moves: the scale of some adapter is not zero.
+        notes: what was decided that a reader should know.
+    """
+
+    checkpoint: Checkpoint
+    touched: tuple[str, ...]
+    tally: Tally
+    moves: bool
+    notes: tuple[str, ...]
+
+    def verify(self) -> None:
+        """Check, once all is written, that the merge did something.
+
+        Raises IncompatibleError if the result equals the base although a scale is not zero.
+        """
+        if self.moves and self.touched and not any(
+            survival.stored for survival in self.tally.tensors().values()
+        ):
+            raise IncompatibleError(
+                f"the result would equal the base: none of the {len(self.touched)} touched "
+                "tensors changed",
+                hint="the adapter is untrained (B is zero), or its update is smaller than the "
+                "output type resolves: try --dtype float32",
+                code="NOTHING_MERGED",
+            )
+
+
+@dataclass
+class _Ledger:
+    """What is known of the result so far."""
+
+    base: Checkpoint
+    patches: dict[str, list[Patch]] = field(default_factory=lambda: defaultdict(list))
+    sources: dict[str, LazyTensor] = field(default_factory=dict)
+    fresh: set[str] = field(default_factory=set)
+    config: dict[str, JSON] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def source(self, name: str) -> LazyTensor:
+        """The tensor that updates of `name` are applied to."""
+        return self.sources.get(name) or self.base.tensors[name]
+
+
+def merge(
+    base: Checkpoint,
+    adapters: Sequence[tuple[Adapter, float]],
+    *,
+    dtype: DType | None = None,
+    device: str = "cpu",
+    allow_nonfinite: bool = False,
+) -> Merge:
+    """Merge adapters into a checkpoint, each with its scale.
+
+    Args:
+        base: any checkpoint; its tensors are not read now.
+        adapters: (adapter, scale) pairs; their updates are summed before the one rounding.
+        dtype: type of floating-point tensors in the result; None keeps each one's own.
+        device: where touched tensors are computed: "cpu", "cuda" or "cuda:n".
+        allow_nonfinite: do not refuse infinities and NaNs.
+
+    Raises:
+        UsageError: no adapter, or a scale that is not finite.
+        IncompatibleError: an update that fits nowhere in the base, or twice in one place.
+    """
+    if not adapters:
+        raise UsageError("no adapter to merge")
+    for adapter, scale in adapters:
+        if not isfinite(scale):
+            raise UsageError(f"scale {scale} is not a finite number")
+        if adapter.unmergeable:
+            raise IncompatibleError(
+                f"{adapter.provenance.name}: cannot be merged, since {adapter.unmergeable}",
+                hint="load it beside the model at run time",
+                code="NOT_MERGEABLE",
+            )
+        base = replicate_layers(base, adapter)
+    ledger = _Ledger(base, config=dict(base.config))
+    ends = embeddings_of(base)
+    for adapter, scale in adapters:
+        _lay(ledger, ends, adapter, scale)
+    _sync_config(ledger, ends, [adapter for adapter, _ in adapters])
+    how = Arithmetic(device, allow_nonfinite, Tally())
+    tensors = _compute(ledger, dtype, how)
+    if dtype is not None and ledger.config:
+        ledger.config["dtype" if "dtype" in ledger.config else "torch_dtype"] = dtype.value
+    touched = tuple(n for n, t in tensors.items() if t is not base.tensors.get(n))
+    side = dict(base.side_files)
+    if ledger.config != dict(base.config):
+        side["config.json"] = (json.dumps(ledger.config, indent=2) + "\n").encode()
+    checkpoint = replace(base, tensors=tensors, config=ledger.config, side_files=side)
+    moves = any(scale != 0 for _, scale in adapters)
+    return Merge(checkpoint, touched, how.tally, moves, tuple(ledger.notes))
+
+
+def _compute(ledger: _Ledger, dtype: DType | None, how: Arithmetic) -> dict[str, LazyTensor]:
+    tensors: dict[str, LazyTensor] = {}
+    names = [*ledger.base.tensors, *(n for n in ledger.sources if n not in ledger.base.tensors)]
+    for name in names:
+        source = ledger.source(name)
+        like = ledger.base.tensors.get(name, source)
+        out = dtype if dtype is not None and like.dtype.is_floating else like.dtype
+        patches = ledger.patches.get(name)
+        if patches:
+            if not source.dtype.is_floating:
+                raise IncompatibleError(
+                    f"{name} is stored as {source.dtype}, a quantised weight",
+                    hint="merge into the full-precision base",
+                    code="QUANTISED_BASE",
+                )
+            tensors[name] = patch_tensor(name, source, patches, out, how)
+        else:
+            tensors[name] = source.cast(out)
+    return tensors
+
+
+def _lay(ledger: _Ledger, ends: Embeddings, adapter: Adapter, scale: float) -> None:
+    """Find the place of every update of one adapter."""
+    plan = Plan(ledger.base, adapter.config)
+    embedding = next((u for s, u in adapter.updates.items() if is_embedding(s)), None)
+    head = next((u for s, u in adapter.updates.items() if is_head(s)), None)
+    tied = ends.tied and stays_tied(adapter, embedding, head)
+    if ends.tied and not tied:
+        _untie(ledger, ends, embedding)
+    unplaced: list[Site] = []
+    for site, update in adapter.updates.items():
+        if ends.tied and is_head(site):
+            if tied:  # the same update as the embedding's; a head stored as well follows it
+                if ends.head is not None:
+                    _lay_one(ledger, update, scale, Placement(ends.head))
+                continue
+            places: tuple[Placement, ...] = (Placement(ends.head_name),)
+        else:
+            places = plan.place(site, update)
+        if not places and _is_new(site, update, adapter):
+            _add_new(ledger, site, update, scale)
+        elif not places:
+            unplaced.append(site)
+        for place in places:
+            _lay_one(ledger, update, scale, place)
+    if unplaced:
+        _refuse_unplaced(plan, adapter, unplaced)
+
+
+def _lay_one(ledger: _Ledger, update: Update, scale: float, place: Placement) -> None:
+    name = place.tensor
+    source = ledger.source(name)
+    if isinstance(update, Rebased):
+        if name in ledger.sources and name in ledger.fresh:
+            raise _twice(name)
+        shape = update.update.shape
+        value = update.value
+        ledger.sources[name] = value.cast(source.dtype)
+        ledger.fresh.add(name)
+        turned = place.transposed or (value.shape == shape[::-1] and value.shape != shape)
+        ledger.patches[name].append(Patch(update.update, scale, replace(place, transposed=turned)))
+        return
+    if isinstance(update, Replacement) and update.shape != source.shape:
+        if scale != 1:
+            raise IncompatibleError(
+                f"{name}: the adapter replaces {list(source.shape)} by {list(update.shape)}, which "
+                f"cannot be done at scale {scale:g}",
+                hint="merge at scale 1",
+                code="RESIZED_AT_SCALE",
+            )
+        if name in ledger.fresh or ledger.patches.get(name):
+            raise _twice(name)
+        ledger.sources[name] = update.value.cast(source.dtype)
+        ledger.fresh.add(name)
+        return
+    ledger.patches[name].append(Patch(update, scale, place))
+
+
+def _twice(name: str) -> IncompatibleError:
+    return IncompatibleError(
+        f"{name}: two adapters each bring their own copy of this weight", code="PLACED_TWICE"
+    )
+
+
+def _untie(ledger: _Ledger, ends: Embeddings, embedding: Update | None) -> None:
+    """Give the head a tensor of its own: what both ends shared before this adapter's update."""
+    if ends.embedding is None:
+        return
+    name = ends.head_name
+    shared = ledger.source(ends.embedding)
+    if isinstance(embedding, Rebased):
+        shared = embedding.value.cast(shared.dtype)
+    ledger.sources.setdefault(name, shared)
+    if ledger.config.get("tie_word_embeddings") is not False:
+        ledger.config["tie_word_embeddings"] = False
+        text = ledger.config.get("text_config")
+        if isinstance(text, dict) and "tie_word_embeddings" in text:
+            ledger.config["text_config"] = {**text, "tie_word_embeddings": False}
+        ledger.notes.append(
+            f"input embedding and output head were tied and differ now: {name} is written"
+        )
+
+
+def _is_new(site: Site, update: Update, adapter: Adapter) -> bool:
+    """Whether an update may bring a parameter that the base does not have: a task's head."""
+    if not isinstance(update, Replacement):
+        return False
+    saved = adapter.config.get("modules_to_save")
+    names = {*NEW_HEADS, *(str(n) for n in (saved if isinstance(saved, list) else ()))}
+    return not names.isdisjoint(site.module.split("."))
+
+
+def _add_new(ledger: _Ledger, site: Site, update: Update, scale: float) -> None:
+    name = str(site)
+    if not isinstance(update, Replacement) or name in ledger.sources:
+        raise _twice(name)
+    if scale != 1:
+        raise IncompatibleError(
+            f"{name}: a trained head that the base does not have cannot be taken at scale {scale:g}",
+            hint="merge at scale 1",
+            code="RESIZED_AT_SCALE",
+        )
+    floating = [t.dtype for t in ledger.base.tensors.values() if t.dtype.is_floating]
+    ledger.sources[name] = update.value.cast(floating[0] if floating else update.value.dtype)
+    ledger.notes.append(f"{name} is new: the base has no such tensor")
+
+
+def _refuse_unplaced(plan: Plan, adapter: Adapter, sites: list[Site]) -> None:
+    first = sites[0]
+    close = plan.closest(first)
+    raise IncompatibleError(
+        f"{adapter.provenance.name}: {len(sites)} of {len(adapter.updates)} updates fit nowhere in "
+        f"{plan.checkpoint.provenance.name}, first {first}",
+        hint=f"closest in the base: {', '.join(close)}" if close else "is this the right base?",
+        code="UNPLACED",
+        details={"unplaced": [str(s) for s in sites[:10]], "count": len(sites)},
+    )
+
+
+def _sync_config(ledger: _Ledger, ends: Embeddings, adapters: Sequence[Adapter]) -> None:
+    """Make config.json say what the tensors are: vocabulary, task head."""
+    config = ledger.config
+    if not config:
+        return
+    resized = ledger.sources.get(ends.embedding or "")
+    if resized is not None and resized.shape != ledger.base.tensors[ends.embedding or ""].shape:
+        text = config.get("text_config")
+        if isinstance(text, dict) and "vocab_size" in text:
+            config["text_config"] = {**text, "vocab_size": resized.shape[0]}
+        if "vocab_size" in config or not isinstance(text, dict):
+            config["vocab_size"] = resized.shape[0]
+        ledger.notes.append(f"the vocabulary has {resized.shape[0]} entries now")
+    task = next((a.task for a in adapters if a.task in _TASK_SUFFIXES), None)
+    architectures = config.get("architectures")
+    new = [n for n in ledger.sources if n not in ledger.base.tensors]
+    if task and new and isinstance(architectures, list) and len(architectures) == 1:
+        body = str(architectures[0]).partition("For")[0].removesuffix("LMHeadModel")
+        body = body.removesuffix("Model")
+        config["architectures"] = [body + _TASK_SUFFIXES[task]]
+        labels = next((ledger.sources[n].shape[0] for n in new if n.endswith("weight")), 0)
+        stated = config.get("id2label")
+        if labels and (not isinstance(stated, dict) or len(stated) != labels):
+            config["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
+            config["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
+
+
+_TASK_SUFFIXES = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification",
+                  "QUESTION_ANS": "ForQuestionAnswering"}  # fmt: skip
