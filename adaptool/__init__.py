@@ -16,7 +16,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from adaptool.version import VERSION as __version__
+from adaptool.version import VERSION
 
 if TYPE_CHECKING:
     from adaptool.canonical import Adapter, Checkpoint, LazyTensor, LowRank
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from adaptool.inspection import inspect
     from adaptool.jobs import convert, merge_files, save
     from adaptool.merging import merge
+
+__version__ = VERSION
 
 _HOMES = {
     "Adapter": "canonical",

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from adaptool import containers, formats
 from adaptool.architectures.placing import Plan
@@ -118,8 +117,8 @@ def _module(update: Update) -> Facts:
     return facts
 
 
-def _histogram(items: object) -> dict[str, JSON]:
-    return dict(Counter(items).most_common())  # type: ignore[call-overload,no-any-return]
+def _histogram(items: Iterable[str]) -> dict[str, JSON]:
+    return dict(Counter(items).most_common())
 
 
 def _leaf(site: Site) -> str:
@@ -129,13 +128,13 @@ def _leaf(site: Site) -> str:
 
 def _layers(updates: Mapping[Site, Update]) -> list[JSON]:
     found = {int(p) for site in updates for p in site.module.split(".") if p.isdigit()}
-    return list(sorted(found))
+    return [*sorted(found)]
 
 
 def _unknown(config: Mapping[str, JSON]) -> list[JSON]:
     from adaptool.formats.peft.settings import KNOWN
 
-    return sorted(key for key in config if key not in KNOWN)
+    return [key for key in sorted(config) if key not in KNOWN]
 
 
 def _add_statistics(facts: Facts, adapter: Adapter, details: Details) -> None:

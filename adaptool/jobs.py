@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from adaptool.cards import front_matter, table
 from adaptool.canonical import Adapter, Addition, DType, ExpertLowRank, LowRank, Site, Update
+from adaptool.cards import front_matter, table
 from adaptool.containers import (
     Saved,
     SaveOptions,
@@ -312,5 +312,3 @@ def scaled(adapter: Adapter, scale: float) -> Adapter:
             )
         updates[site] = update.scaled(scale)
     return replace(adapter, updates=updates)
-
-

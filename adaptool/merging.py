@@ -57,8 +57,10 @@ class Merge:
 
         Raises IncompatibleError if the result equals the base although a scale is not zero.
         """
-        if self.moves and self.touched and not any(
-            survival.stored for survival in self.tally.tensors().values()
+        if (
+            self.moves
+            and self.touched
+            and not any(survival.stored for survival in self.tally.tensors().values())
         ):
             raise IncompatibleError(
                 f"the result would equal the base: none of the {len(self.touched)} touched "
@@ -166,7 +168,8 @@ def _lay(ledger: _Ledger, ends: Embeddings, adapter: Adapter, scale: float) -> N
     if ends.tied and not tied:
         _untie(ledger, ends, embedding)
     unplaced: list[Site] = []
-    for site, update in adapter.updates.items():
+    for site, stored in adapter.updates.items():
+        update = plan.oriented(site, stored)
         if ends.tied and is_head(site):
             if tied:  # the same update as the embedding's; a head stored as well follows it
                 if ends.head is not None:
@@ -254,7 +257,7 @@ def _add_new(ledger: _Ledger, site: Site, update: Update, scale: float) -> None:
         raise _twice(name)
     if scale != 1:
         raise IncompatibleError(
-            f"{name}: a trained head that the base does not have cannot be taken at scale {scale:g}",
+            f"{name}: a trained head that the base lacks cannot be taken at scale {scale:g}",
             hint="merge at scale 1",
             code="RESIZED_AT_SCALE",
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import isfinite, prod
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -169,7 +170,7 @@ class _Patched:
     @staticmethod
     def _disjoint(here: list[tuple[_Band, Applier, int, int]]) -> bool:
         spans = sorted((first, last) for _, _, first, last in here)
-        return all(one[1] <= two[0] for one, two in zip(spans, spans[1:], strict=False))
+        return all(one[1] <= two[0] for one, two in pairwise(spans))
 
     def _prepared(self, compute: torch.dtype, device: torch.device) -> list[_Band]:
         """Bands with all that must be known of the whole tensor before its first block."""
@@ -210,7 +211,7 @@ class _Patched:
         bands = sorted(self._bands or (), key=lambda band: band.first)
         if any(not isinstance(b.update, LowRank) for b in bands):
             return None
-        if any(one.last > two.first for one, two in zip(bands, bands[1:], strict=False)):
+        if any(one.last > two.first for one, two in pairwise(bands)):
             return None
         return sum(_square(band) for band in bands)
 
@@ -296,7 +297,7 @@ class _CudaDesk(_Desk):
                  size: int) -> None:  # fmt: skip
         import torch
 
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._inward = torch.empty(size, dtype=stored.torch, pin_memory=True)
         self._outward = torch.empty(size, dtype=out.torch, pin_memory=True)
         with torch.cuda.stream(self._stream):

@@ -53,7 +53,8 @@ def singular_values(update: LowRank) -> torch.Tensor:
 
     a, b = update.factors(torch.float64, torch.device("cpu"))
     core = torch.linalg.qr(b, mode="r").R @ torch.linalg.qr(a.T, mode="r").R.T
-    return torch.linalg.svdvals(core) * abs(update.scaling)
+    values: torch.Tensor = torch.linalg.svdvals(core) * abs(update.scaling)
+    return values
 
 
 def norm_of(tensors: Iterable[LazyTensor]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -16,9 +16,16 @@ from zoo.recipes import forward
 
 from adaptool.cli import main
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 DTYPES = [torch.float32, torch.bfloat16]
-# Also accept one rounding where PEFT rounds a delta and then the sum.
-ONE_ROUNDING_ACCEPTED = False
+# For embeddings, attention's in_proj and expert parameters PEFT rounds the delta to the base's
+# type and then rounds the sum; a merge here rounds once, which is nearer to the float64 result.
+ONE_ROUNDING_ACCEPTED = True
+# bfloat16 elements of one case that may be a step off, however few elements it has: the order of
+# the float32 operations differs from PEFT's, and 0.2 in 10,000 elements lie that near to a tie.
+FEW = 4
 LOADED = [
     "llama",
     "llama-sharded",
@@ -128,7 +135,7 @@ def check(actual: Tensors, built: Built) -> None:
         if bad:
             wrong.append(f"{name}: {bad} of {want.numel()} off by up to {error:.3g}")
     assert not wrong, "\n".join(wrong)
-    assert differing <= max(1, touched / 10000), f"{differing} of {touched} elements differ"
+    assert differing <= max(FEW, touched / 10000), f"{differing} of {touched} elements differ"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
@@ -176,7 +183,7 @@ def test_odd_files_mean_the_same(name: str, llama: Built, tmp_path: Path) -> Non
     adapter = tmp_path / "adapter"
     shutil.copytree(llama.adapter, adapter)
     SAME[name](adapter)
-    options = ["--allow-pickle"] if name.startswith("pickled") else []
+    options = ["--allow-pickle"] if name == "pickled" else []
     assert merge(llama.base, adapter, tmp_path / "out", *options) == 0
     check(merged_tensors(tmp_path / "out"), llama)
 
@@ -186,5 +193,13 @@ def test_wrong_files_are_refused(name: str, llama: Built, tmp_path: Path) -> Non
     adapter = tmp_path / "adapter"
     shutil.copytree(llama.adapter, adapter)
     WRONG[name](adapter)
+    assert merge(llama.base, adapter, tmp_path / "out") != 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_pickle_needs_consent(llama: Built, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(llama.adapter, adapter)
+    SAME["pickled"](adapter)
     assert merge(llama.base, adapter, tmp_path / "out") != 0
     assert not (tmp_path / "out").exists()

@@ -9,13 +9,17 @@ equal. The rules below are the renames of Hugging Face transformers between its 
 import re
 from functools import lru_cache
 
+_WRAPPERS = (
+    "model|language_model|transformer|base_model|gpt_neox|bert|roberta|distilbert|deberta|"
+    "electra|albert|xlm_roberta|vit|deit|dinov2"
+)
+
 _RULES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         # a model's body inside a head, and text models inside multimodal ones
-        (r"^(?:model\.|language_model\.|transformer\.|base_model\.|gpt_neox\.|bert\.|roberta\.|"
-         r"distilbert\.|deberta\.|electra\.|albert\.|xlm_roberta\.|vit\.|deit\.|dinov2\.)+", ""),
-        # ViT and its kin: v4 encoder.layer.N.attention.attention.query, v5 layers.N.attention.q_proj
+        (rf"^(?:(?:{_WRAPPERS})\.)+", ""),
+        # ViT and its kin: v4 attention.attention.query, v5 attention.q_proj
         (r"^encoder\.layer\.(\d+)\.", r"layers.\1."),
         (r"\.attention\.attention\.query\.", ".attention.q_proj."),
         (r"\.attention\.attention\.key\.", ".attention.k_proj."),

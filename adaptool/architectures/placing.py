@@ -85,6 +85,31 @@ class Plan:
             return self._place_in_stack(site, update)
         return (self._fit(site, update, name),)
 
+    def oriented(self, site: Site, update: Update) -> Update:
+        """The update as [out, in], whichever PEFT version saved it.
+
+        PEFT before 0.19 exchanged the two for experts stored as [expert, out, in]
+        (peft pull request 3083); the version tells, and without one the shapes do.
+        """
+        if not isinstance(update, ExpertLowRank) or self.model_type in TRANSPOSED_EXPERTS:
+            return update
+        version = re.match(r"(\d+)\.(\d+)", str(self.hints.get("peft_version") or ""))
+        if version is not None:
+            old = (int(version[1]), int(version[2])) < (0, 19)
+        else:
+            old = not self._straight(site, update)
+        return update.transposed() if old else update
+
+    def _straight(self, site: Site, update: ExpertLowRank) -> bool:
+        """Whether the shapes of the base agree with [experts, out, in]."""
+        _, rows, cols = update.shape
+        name = self.find(str(site))
+        if name is not None:
+            return self.checkpoint.tensors[name].shape[-2:] == (rows, cols)
+        name = self.find(f"{site.module}.0.{site.parameter}.weight")
+        name = name or self.find(f"{site.module}.0.gate_proj.weight")
+        return name is None or self.checkpoint.tensors[name].shape[1] == cols
+
     def _fit(self, site: Site, update: Update, name: str) -> Placement:
         stored = self.checkpoint.tensors[name].shape
         shape = update.shape
@@ -119,10 +144,12 @@ class Plan:
         name = self.find(str(site))
         if name is not None:
             stored = self.checkpoint.tensors[name].shape
+            if experts == 1 and stored == (rows, cols):  # a plain parameter, say a router's
+                return (Placement(name, expert=0),)
             straight, swapped = stored == update.shape, stored == (experts, cols, rows)
             if not straight and not swapped:
                 raise self._misfit(site, update.shape, name, stored)
-            turned = swapped and (not straight or self._experts_are_transposed())
+            turned = swapped and (not straight or self.model_type in TRANSPOSED_EXPERTS)
             height = stored[1]
             return tuple(
                 Placement(name, (e * height, (e + 1) * height), turned, expert=e)
@@ -144,12 +171,6 @@ class Plan:
                     raise self._misfit(site, update.shape, name, stored)
                 placed.append(Placement(name, part=part, expert=e))
         return tuple(placed)
-
-    def _experts_are_transposed(self) -> bool:
-        if self.model_type in TRANSPOSED_EXPERTS:
-            return True
-        version = re.match(r"(\d+)\.(\d+)", str(self.hints.get("peft_version") or ""))
-        return version is not None and (int(version[1]), int(version[2])) < (0, 19)
 
     def _place_in_stack(self, site: Site, update: Update) -> tuple[Placement, ...]:
         """One expert's own module, in a checkpoint that stacks all experts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
 from adaptool.canonical.tensors import LazyTensor
@@ -60,6 +60,10 @@ class ExpertLowRank:
         """The update of one expert, as a view."""
         return LowRank(_item(self.a, index), _item(self.b, index), self.scaling)
 
+    def transposed(self) -> ExpertLowRank:
+        """The update of the transposed weights: A' and B' trade places."""
+        return ExpertLowRank(_swapped(self.b), _swapped(self.a), self.scaling)
+
     def applier(self, dtype: torch.dtype, device: torch.device) -> Applier:
         """Not applied as a whole: a merge lays each expert where it is stored."""
         raise NotImplementedError("a merge applies `expert(e)`")
@@ -78,3 +82,15 @@ def _item(tensor: LazyTensor, index: int) -> LazyTensor:
 def _shifted(tensor: LazyTensor, offset: int, start: int, stop: int,
              block: int) -> Iterator[torch.Tensor]:  # fmt: skip
     yield from tensor.pieces(start + offset, stop + offset, block)
+
+
+def _swapped(tensor: LazyTensor) -> LazyTensor:
+    """The last two of three dimensions exchanged."""
+    count, rows, cols = tensor.shape
+    made = cache(lambda: tensor.values().transpose(1, 2).contiguous().reshape(-1))
+
+    def pieces(start: int, stop: int, block: int) -> Iterator[torch.Tensor]:
+        for first in range(start, stop, block):
+            yield made()[first : min(first + block, stop)]
+
+    return replace(tensor, shape=(count, cols, rows), stored=None, pieces=pieces)

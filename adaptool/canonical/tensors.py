@@ -33,7 +33,7 @@ class ByteSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Bytes that lie contiguously in a file, in the tensor's own dtype, row-major, little-endian."""
+    """Contiguous bytes of a file, in the tensor's own dtype, row-major, little-endian."""
 
     source: ByteSource
     offset: int
@@ -126,7 +126,7 @@ def _read_stored(stored: Stored, dtype: DType, start: int, stop: int,
 
     item = dtype.bits // 8
     buffer = torch.empty(min(block, stop - start) * item, dtype=torch.uint8)
-    window = memoryview(buffer.numpy())
+    window = byte_view(buffer)
     values = buffer.view(dtype.torch)
     for first in range(start, stop, block):
         count = min(block, stop - first)
@@ -145,3 +145,10 @@ def _slice_values(flat: torch.Tensor, start: int, stop: int,
                   block: int) -> Iterator[torch.Tensor]:  # fmt: skip
     for first in range(start, stop, block):
         yield flat[first : min(first + block, stop)]
+
+
+def byte_view(values: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, without copying."""
+    import torch
+
+    return values.view(torch.uint8).numpy().data

@@ -107,7 +107,9 @@ class LowRank:
         """The same update `scale` times as strong; the factors stay bit for bit."""
         return replace(self, scaling=self.scaling * scale)
 
-    def factors(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(
+        self, dtype: torch.dtype, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """A as [rank, in * kernel] and B as [out, rank], in memory, in `dtype`."""
         a = self.a.values().reshape(self.rank, -1).to(device, dtype)
         b = self.b.values().reshape(-1, self.rank).to(device, dtype)
@@ -204,13 +206,12 @@ class Replacement:
         return {"value": self.value}
 
     @cached_property
-    def _matrix(self) -> tuple[int, int]:
-        rows = self.shape[0] if self.shape else 1
-        return rows, prod(self.shape) // max(rows, 1)
+    def _width(self) -> int:
+        return prod(self.shape[1:])
 
     def applier(self, dtype: torch.dtype, device: torch.device) -> Applier:
         """Streams the trained copy next to the weight."""
-        rows, cols = self._matrix
+        cols = self._width
 
         def apply(weight: torch.Tensor, window: Window, scale: float) -> torch.Tensor:
             first, last = window.rows.start * cols, window.rows.stop * cols

@@ -23,16 +23,17 @@ INTERRUPTED = 130
 HELP = """Move LoRA-style adapters between formats and merge them into models.
 
 \b
-  adaptool inspect ADAPTER                       what is in it
-  adaptool merge BASE ADAPTER --scale 0.75 -o OUT
-  adaptool convert ADAPTER -o OTHER              another format, type or strength
-  adaptool demo                                  see a merge work, in a minute
+  adaptool inspect ADAPTER             what is in it
+  adaptool merge BASE ADAPTER -o OUT   put it into a model
+  adaptool convert ADAPTER -o OTHER    another format, type or strength
+  adaptool demo                        see a merge work, in a minute
 
 Inputs are paths, or hub models as org/name[@revision]. Results appear whole or not at all.
 
 \b
-Exit codes: 0 ok, 1 bug, 2 usage, 3 input corrupt or unsafe, 4 does not fit or cannot be
-expressed, 5 verification failed, 6 disk, 7 hub or network, 8 too large, 130 interrupted.
+Exit codes: 0 ok, 1 bug, 2 usage, 3 input corrupt or unsafe, 4 does not fit or
+cannot be expressed, 5 verification failed, 6 disk, 7 hub or network,
+8 too large, 130 interrupted.
 
 \b
 Shell completion (bash; zsh and fish alike):
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _interrupt_on_terminate() -> signal.Handlers | None:
     """Make SIGTERM unwind like Ctrl-C, so that staging is removed."""
 
-    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    def interrupt(_signum: int, _frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
     try:

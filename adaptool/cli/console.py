@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
-
 from adaptool.errors import JSON, AdaptoolError
 from adaptool.storage import shown
 
 if TYPE_CHECKING:
+    import click
     from rich.console import Console as RichConsole
 
 BUG = 1

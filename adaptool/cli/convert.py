@@ -20,8 +20,8 @@ from adaptool.formats import Written
 from adaptool.jobs import convert as convert_adapter
 
 _EXAMPLES = examples(
-    "adaptool convert old-adapter -o new-adapter --allow-pickle   # .bin to safetensors",
-    "adaptool convert adapter -o half --scale 0.5                 # strength baked in",
+    "adaptool convert old -o new --allow-pickle     # .bin to safetensors",
+    "adaptool convert adapter -o half --scale 0.5   # strength baked in",
     "adaptool convert adapter -o small --dtype bf16",
 )
 
@@ -62,4 +62,6 @@ def convert(adapter: str, output: Path, to: str | None, scale: float, dtype: str
 
 def _show(console: Console, written: Written, *, dry_run: bool) -> None:
     verb = "would be written" if dry_run else "written"
-    console.line(f"{written.path}: {', '.join(written.files)}, {size(written.nbytes)} {verb}")
+    console.line(f"{written.path}: {size(written.nbytes)} {verb}")
+    for name in written.files:
+        console.line(f"  {name}")

@@ -17,8 +17,11 @@ from adaptool.jobs import merge_files
 
 SCALES = (0.0, 0.5, 1.0)
 
-_EXAMPLES = examples("adaptool demo", "adaptool demo --adapter cowboy --prompt 'how are you'",
-                     "adaptool demo --output merged     # keep the model merged at scale 1")  # fmt: skip
+_EXAMPLES = examples(
+    "adaptool demo",
+    "adaptool demo --adapter cowboy --prompt 'how are you'",
+    "adaptool demo --output merged     # keep the model merged at scale 1",
+)
 
 
 @click.command(epilog=_EXAMPLES, short_help="See a merge work, in a minute.")

@@ -22,10 +22,10 @@ from adaptool.jobs import MergeReport, merge_files
 
 _EXAMPLES = examples(
     "adaptool merge models/llama adapters/pirate -o merged",
-    "adaptool merge models/llama adapters/pirate --scale 0.75 -o merged --dtype bf16",
-    "adaptool merge models/llama -a pirate=0.7 -a cowboy=0.3 -o both",
     "adaptool merge models/llama adapters/pirate -o merged --dry-run",
-    "adaptool merge org/model org/adapter@main -o merged --max-shard-size 2GB -j 4",
+    "adaptool merge llama pirate --scale 0.75 --dtype bf16 -o milder",
+    "adaptool merge llama -a pirate=0.7 -a cowboy=0.3 -o both --force",
+    "adaptool merge org/model org/adapter@main -o out --max-shard-size 2GB -j 4",
 )
 
 
@@ -55,9 +55,9 @@ def merge(base: str, adapter: str | None, output: Path, scale: float, more: tupl
           as_json: bool, quiet: bool, verbose: int) -> None:  # fmt: skip
     """Merge ADAPTER into BASE: W + scale * scaling * B A, rounded once.
 
-    BASE is a folder or file of safetensors, or a hub model. Memory does not grow with the model. All
-    adapters are summed before the one rounding. The command fails, and writes nothing, unless every
-    tensor of every adapter finds its place.
+    BASE is a folder or file of safetensors, or a hub model. Memory does not grow with the model.
+    All adapters are summed before the one rounding. The command fails, and writes nothing,
+    unless every tensor of every adapter finds its place.
     """
     console = console_of(as_json=as_json, quiet=quiet, verbose=verbose)
     adapters = [(adapter, scale)] if adapter else []
@@ -112,8 +112,8 @@ def _show(console: Console, report: MergeReport) -> None:
         console.line(f"update stored: {report.survival.ratio:.1%} of |dW| = "
                      f"{report.survival.meant:.4g}")  # fmt: skip
     if console.verbosity > 0:
-        rows = [
+        details = [
             (name, f"{s.meant:.4g}", f"{s.stored:.4g}", "" if s.ratio is None else f"{s.ratio:.3f}")
             for name, s in report.by_tensor.items()
         ]
-        console.table(("tensor", "|dW|", "stored", "ratio"), rows)
+        console.table(("tensor", "|dW|", "stored", "ratio"), details)

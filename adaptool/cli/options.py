@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
@@ -17,16 +17,18 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 DTYPES = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
-class Dtype(click.ParamType):
+class Dtype(click.ParamType[str]):
     """An element type by its short or its full name."""
 
     name = "type"
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
+        """The names worth showing in --help."""
         return "[f32|f16|bf16|f64]"
 
     def convert(self, value: object, param: click.Parameter | None,
                 ctx: click.Context | None) -> str:  # fmt: skip
+        """Parse one value, or fail as click does."""
         text = str(value).lower()
         text = DTYPES.get(text, text)
         if text not in DTYPES.values():
@@ -34,25 +36,27 @@ class Dtype(click.ParamType):
         return text
 
 
-class Scale(click.ParamType):
+class Scale(click.ParamType[float]):
     """Any finite number."""
 
     name = "number"
 
     def convert(self, value: object, param: click.Parameter | None,
                 ctx: click.Context | None) -> float:  # fmt: skip
+        """Parse one value, or fail as click does."""
         return parse_scale(str(value), lambda message: self.fail(message, param, ctx))
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """Bytes, with an SI or IEC suffix: 5GB, 500MB, 2GiB."""
 
     name = "size"
-    _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4,
+    _UNITS: ClassVar = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4,
               "ki": 1024, "mi": 1024**2, "gi": 1024**3, "ti": 1024**4}  # fmt: skip
 
     def convert(self, value: object, param: click.Parameter | None,
                 ctx: click.Context | None) -> int:  # fmt: skip
+        """Parse one value, or fail as click does."""
         if isinstance(value, int):
             return value
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", str(value).strip().lower())

@@ -106,4 +106,3 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, options: SaveOptions) ->
 def plan_checkpoint(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Saved:
     """What `save_checkpoint` would write."""
     return modules()[checkpoint.container].plan(checkpoint, path, options)
-

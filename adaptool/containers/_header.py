@@ -147,7 +147,9 @@ def _naturals(value: object) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
-def write_header(tensors: dict[str, LazyTensor], metadata: dict[str, str]) -> tuple[bytes, dict[str, int]]:
+def write_header(
+    tensors: dict[str, LazyTensor], metadata: dict[str, str]
+) -> tuple[bytes, dict[str, int]]:
     """Bytes of a header for tensors laid out in this order, and the offset of each tensor.
 
     Offsets count from the start of the file. The header is padded with spaces to a multiple

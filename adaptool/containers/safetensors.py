@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adaptool.canonical import Checkpoint, LazyTensor, Provenance
+from adaptool.canonical.tensors import byte_view
 from adaptool.containers import Saved, SaveOptions
 from adaptool.containers._header import read_header, write_header
 from adaptool.errors import JSON, CorruptInputError, IncompatibleError
@@ -31,9 +31,6 @@ from adaptool.storage import (
     shown,
     write_files,
 )
-
-if TYPE_CHECKING:
-    import torch
 
 suffixes = (".safetensors",)
 
@@ -371,10 +368,4 @@ def _content(tensor: LazyTensor) -> Copy | Computed:
 
 def _bytes(tensor: LazyTensor, start: int, stop: int) -> Iterator[memoryview]:
     for piece in tensor.stream(start, stop):
-        yield _view(piece)
-
-
-def _view(piece: torch.Tensor) -> memoryview:
-    import torch
-
-    return memoryview(piece.view(torch.uint8).numpy())
+        yield byte_view(piece)

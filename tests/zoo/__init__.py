@@ -6,7 +6,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from transformers.utils import logging
+from transformers.utils import logging  # noqa: TID251
 
 from .cases import CASES, RECIPES
 from .recipes import Built, Case

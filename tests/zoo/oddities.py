@@ -61,15 +61,6 @@ def _pickled(folder: Path) -> None:
     _weights(folder).unlink()
 
 
-def _pickled_in_the_old_format(folder: Path) -> None:
-    torch.save(
-        load_file(_weights(folder)),
-        folder / "adapter_model.bin",
-        _use_new_zipfile_serialization=False,
-    )
-    _weights(folder).unlink()
-
-
 def _windows_lines(folder: Path) -> None:
     path = folder / "adapter_config.json"
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
@@ -127,7 +118,6 @@ SAME: dict[str, Rewrite] = {
     "compiled-layers": _renamed(lambda n: n.replace(".self_attn.", "._orig_mod.self_attn.")),
     "sharded-wrapper": _renamed(_sharded),
     "pickled": _pickled,
-    "pickled-legacy": _pickled_in_the_old_format,
     "config-without-type": _configured(lambda config: config.pop("peft_type")),
     "config-without-rank": _configured(lambda config: config.pop("r")),
     "config-floats": _configured(_floats),

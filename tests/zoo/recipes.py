@@ -6,15 +6,17 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model  # noqa: TID251
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .models import BASES, Base, Tensors, read_tensors
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -297,7 +299,8 @@ def legacy_names(*pairs: tuple[str, str]) -> Callable[[Path], None]:
     def rewrite(folder: Path) -> None:
         path = folder / "adapter_model.safetensors"
         tensors: Tensors = {}
-        for name, tensor in load_file(path).items():
+        for key, tensor in load_file(path).items():
+            name = key
             for new, old in pairs:
                 name = name.replace(new, old)
             tensors[name] = tensor

@@ -45,7 +45,9 @@ def weights_at(path: Path) -> Path | None:
     if path.is_dir():
         found = [path / n for n in (WEIGHTS, PICKLE) if (path / n).exists()]
         return found[0] if found else None
-    return path if path.name in (WEIGHTS, PICKLE) or path.suffix in (".safetensors", ".bin") else None
+    return (
+        path if path.name in (WEIGHTS, PICKLE) or path.suffix in (".safetensors", ".bin") else None
+    )
 
 
 def open_files(path: Path, *, allow_pickle: bool) -> Files:
@@ -105,14 +107,13 @@ def _digest(source: SourceFile) -> str:
 
 def _load_pickle(path: Path, size: int) -> dict[str, LazyTensor]:
     """Tensors of a torch zip file, without running its code and within the file's own size."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except zipfile.BadZipFile:
-        raise CorruptInputError(
-            f"{shown(path)}: not a torch file of version 1.6 or later",
-            hint="load and save it again with a current torch",
-        ) from None
+    entries: list[zipfile.ZipInfo] = []
+    if zipfile.is_zipfile(path):  # torch before 1.6 wrote no zip: those are only pickle and bytes
+        try:
+            with zipfile.ZipFile(path) as archive:
+                entries = archive.infolist()
+        except (zipfile.BadZipFile, OSError) as error:
+            raise CorruptInputError(f"{shown(path)}: a damaged torch file: {error}") from None
     if any(e.compress_type != zipfile.ZIP_STORED for e in entries):
         raise CorruptInputError(f"{shown(path)}: compressed entries in a torch file")
     if sum(e.file_size for e in entries) > size:
@@ -121,7 +122,7 @@ def _load_pickle(path: Path, size: int) -> dict[str, LazyTensor]:
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - torch raises whatever a broken file provokes
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise CorruptInputError(f"{shown(path)}: not a file of plain tensors: {reason}") from None
     if not isinstance(content, dict):
@@ -134,5 +135,3 @@ def _load_pickle(path: Path, size: int) -> dict[str, LazyTensor]:
             raise CorruptInputError(f"{shown(path)}: {shown(name)} is not stored contiguously")
         tensors[name] = from_values(value)
     return tensors
-
-

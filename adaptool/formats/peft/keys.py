@@ -46,7 +46,9 @@ class Key:
     depth: int = 0
 
 
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 _NAME = r"(?:\.[A-Za-z0-9_-]+)??"  # an adapter's name, which some savers leave in
 
 _SUFFIXES = (

@@ -40,6 +40,9 @@ _NO_WEIGHT_UPDATE = {
     "POLY": "Poly routes between adapters by task",
 }
 
+_COMPARED = 1 << 20
+"""Bytes compared at a time."""
+
 Parts = Mapping[tuple[Role, str, int], tuple[str, LazyTensor]]
 
 
@@ -130,13 +133,30 @@ def _by_module(files: Files) -> dict[str, dict[tuple[Role, str, int], tuple[str,
         key = parse_key(name)
         identity = (key.role, key.parameter, key.depth)
         parts = modules[key.module]
-        if identity in parts:
+        if identity in parts and not _same_bytes(parts[identity][1], tensor):
             raise CorruptInputError(
                 f"{shown(files.folder)}: {shown(name)} and {shown(parts[identity][0])} "
                 "mean the same tensor"
             )
         parts[identity] = (name, tensor)
     return modules
+
+
+def _same_bytes(one: LazyTensor, other: LazyTensor) -> bool:
+    """Whether a parameter that some PEFT versions save under two names is the same in both."""
+    if one.stored is None or other.stored is None or one.stored.size != other.stored.size:
+        return False
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    buffers = bytearray(_COMPARED), bytearray(_COMPARED)
+    for start in range(0, one.stored.size, _COMPARED):
+        size = min(_COMPARED, one.stored.size - start)
+        views = [memoryview(buffer)[:size] for buffer in buffers]
+        for stored, view in zip((one.stored, other.stored), views, strict=True):
+            stored.source.read_into(stored.offset + start, view)
+        if views[0] != views[1]:
+            return False
+    return True
 
 
 class _Module:
@@ -235,7 +255,7 @@ class _Module:
         a, b = self._pair(depth)
         self._bias_rank = a.shape[0]
         layout = self._settings.raw.get("enable_lora")
-        if isinstance(layout, list) and any(layout) and not all(layout) or (
+        if (isinstance(layout, list) and any(layout) and not all(layout)) or (
             isinstance(layout, list) and b.shape and a.shape and b.shape[1] != a.shape[0]
         ):
             enabled = [flag is True for flag in layout]
@@ -244,7 +264,7 @@ class _Module:
             return LowRank(a, b, self._settings.scaling(self._module, rank))
         if len(a.shape) < 2 or len(b.shape) < 2 or b.shape[1] != a.shape[0]:
             raise CorruptInputError(
-                f"{self._where}: lora_A {list(a.shape)} and lora_B {list(b.shape)} disagree on rank",
+                f"{self._where}: lora_A {list(a.shape)}, lora_B {list(b.shape)}: ranks disagree",
                 code="RANK_MISMATCH",
             )
         b = b.reshaped(b.shape[0], b.shape[1])
@@ -317,5 +337,3 @@ class _Module:
     @property
     def _where(self) -> str:
         return f"{shown(self._files.folder)}: {shown(self._module)}"
-
-

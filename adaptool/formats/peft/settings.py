@@ -113,7 +113,7 @@ class Settings:
         return None
 
     def _matcher(self, pattern: str) -> re.Pattern[str]:
-        """PEFT's rule: `(.*\\.)?(pattern)$` from the start of the module's path."""
+        r"""PEFT's rule: `(.*\.)?(pattern)$` from the start of the module's path."""
         try:
             if len(pattern) > _MAX_PATTERN or _explodes(regex_parser.parse(pattern)):
                 raise self._refuse("pattern", "expressions without nested repeats")
@@ -150,8 +150,8 @@ class Settings:
         init = self.raw.get("init_lora_weights")
         if isinstance(init, str) and init.lower().startswith(_MUTATING_INITS):
             raise IncompatibleError(
-                f"{shown(self.path)}: saved with init_lora_weights={init!r}, whose base was changed "
-                "before training",
+                f"{shown(self.path)}: saved with init_lora_weights={init!r}, whose base was "
+                "changed before training",
                 hint="save it with path_initial_model_for_weight_conversion, which makes it "
                 "a plain LoRA",
                 code="UNSUPPORTED_VARIANT",

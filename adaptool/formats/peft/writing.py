@@ -28,14 +28,14 @@ from adaptool.canonical import (
     TokenRows,
     Update,
 )
+from adaptool.containers import SaveOptions
+from adaptool.containers.safetensors import save_file, size_of_file
 from adaptool.errors import JSON
 from adaptool.formats import WriteOptions, Written
 from adaptool.formats.peft.card import card
 from adaptool.formats.peft.factors import folded_b
 from adaptool.formats.peft.files import CONFIG, WEIGHTS
 from adaptool.formats.peft.keys import PREFIX
-from adaptool.containers import SaveOptions
-from adaptool.containers.safetensors import save_file, size_of_file
 from adaptool.version import VERSION
 
 _FREE_KEYS = (
@@ -217,11 +217,11 @@ def _config(adapter: Adapter, draft: _Draft) -> dict[str, JSON]:
     config.setdefault("task_type", adapter.task)
     config.setdefault("bias", "none")
     if not config.get("target_modules"):
-        config["target_modules"] = list(sorted(draft.targets)) or None
+        config["target_modules"] = [*sorted(draft.targets)] or None
     if draft.parameters and not config.get("target_parameters"):
-        config["target_parameters"] = list(sorted(draft.parameters))
+        config["target_parameters"] = [*sorted(draft.parameters)]
     if draft.saved and not config.get("modules_to_save"):
-        config["modules_to_save"] = list(sorted(draft.saved))
+        config["modules_to_save"] = [*sorted(draft.saved)]
     if draft.tokens and not config.get("trainable_token_indices"):
         config["trainable_token_indices"] = draft.tokens
     if draft.biases and config["bias"] == "none":
@@ -240,4 +240,3 @@ def _alpha(product: float, rank: int, rslora: bool) -> float | int:
 def _exact(module: str) -> str:
     """A pattern that matches this module and no other."""
     return "^" + re.escape(module).replace("\\_", "_")
-
