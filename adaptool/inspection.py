@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from adaptool import containers, formats
 from adaptool.architectures.placing import Plan
@@ -35,7 +36,7 @@ class Details:
 
     Attributes:
         stats: norms, singular values and non-finite counts per module (reads the adapter).
-        against: a base to check the fit with, and to relate norms to.
+        against: a base to check the fit with and to relate the norms to (reads both).
         allow_pickle: accept .bin files.
     """
 
@@ -56,6 +57,8 @@ def inspect(path: str | os.PathLike[str], details: Details | None = None) -> Fac
     details = details or Details()
     local = fetch_adapter(os.fspath(path))
     found = formats.find(local)
+    if found is None and not Path(path).exists():  # a hub model that is no adapter
+        local = fetch_checkpoint(os.fspath(path))
     if found is not None:
         options = formats.ReadOptions(details.allow_pickle)
         return _adapter(found[0], found[1].read(local, options), details)
@@ -150,8 +153,7 @@ def _add_statistics(facts: Facts, adapter: Adapter, details: Details) -> None:
         row = modules[str(site)] if isinstance(modules, dict) else {}
         if not isinstance(row, dict):
             continue
-        if details.stats:
-            row |= measure(update)
+        row |= measure(update)
         if plan is not None:
             places = plan.place(site, update)
             if not places:
@@ -159,9 +161,10 @@ def _add_statistics(facts: Facts, adapter: Adapter, details: Details) -> None:
                 continue
             names = list(dict.fromkeys(p.tensor for p in places))
             row["tensors"] = list(names)
-            if details.stats and isinstance(row.get("norm"), float):
+            norm = row.get("norm")
+            if isinstance(norm, float):
                 weight = norm_of([plan.checkpoint.tensors[n] for n in names])
-                row["relative"] = float(str(row["norm"])) / weight if weight else None
+                row["relative"] = norm / weight if weight else None
     if plan is not None:
         facts["against"] = plan.checkpoint.provenance.name
         facts["fits"] = not unplaced

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from adaptool.canonical import Adapter, Addition, DType, ExpertLowRank, LowRank, Site, Update
@@ -22,9 +20,9 @@ from adaptool.errors import JSON, IncompatibleError, UsageError
 from adaptool.formats import ReadOptions, WriteOptions, Written, format_for, read_adapter
 from adaptool.hub import fetch_adapter, fetch_checkpoint
 from adaptool.merging import Merge, merge
+from adaptool.records import RECORD, described, record
 from adaptool.survival import Survival
 from adaptool.threads import one_compute_thread, worker_count
-from adaptool.version import VERSION
 
 PEAK_PER_WORKER = 8 << 20
 """Bytes of buffers per worker, about; for the estimate of --dry-run."""
@@ -172,6 +170,8 @@ def merge_files(
     )
     notes = tuple(n for adapter, _ in read for n in adapter.provenance.notes)
     merged = replace(merged, notes=(*merged.notes, *notes))
+    if Path(output).suffix:  # one file has no room for a record beside it
+        merged = _with_record_inside(merged, read)
     if dry_run:
         options = SaveOptions(max_shard_size=max_shard_size)
         planned = plan_checkpoint(merged.checkpoint, Path(output), options)
@@ -187,6 +187,14 @@ def merge_files(
         progress=(lambda done: progress(done, total)) if progress else None,
         protect=[base_path, *(p for p, _ in paths)],
     )
+
+
+def _with_record_inside(merged: Merge, inputs: list[tuple[Adapter, float]]) -> Merge:
+    """The merge with its inputs named in the container's own metadata."""
+    scales: list[dict[str, JSON]] = [{"name": a.provenance.name, "scale": s} for a, s in inputs]
+    content = record("merge", [{"name": merged.checkpoint.provenance.name}, *scales])
+    metadata = {**merged.checkpoint.metadata, "adaptool": content.decode()}
+    return replace(merged, checkpoint=replace(merged.checkpoint, metadata=metadata))
 
 
 def choose_device(name: str) -> str:
@@ -238,15 +246,11 @@ def _records(merged: Merge, inputs: list[tuple[Adapter, float]]) -> dict[str, by
     base = merged.checkpoint.provenance
     total = merged.tally.total()
     licenses = [p.license for p in (base, *(a.provenance for a, _ in inputs)) if p.license]
-    record: dict[str, JSON] = {
-        "adaptool": VERSION,
-        "operation": "merge",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "base": base.as_json(),
-        "adapters": [{**a.provenance.as_json(), "scale": scale} for a, scale in inputs],
-        "survival": _survival_json(total),
-        "notes": list(merged.notes),
-    }
+    facts: dict[str, JSON] = {"survival": _survival_json(total), "notes": [*merged.notes]}
+    described_inputs = [
+        {**described(base), "role": "base"},
+        *({**described(a.provenance), "role": "adapter", "scale": s} for a, s in inputs),
+    ]
     head = front_matter({
         "base_model": list(dict.fromkeys([base.name, *(a.base for a, _ in inputs if a.base)]))[:1],
         "base_model_relation": "merge",
@@ -262,7 +266,7 @@ def _records(merged: Merge, inputs: list[tuple[Adapter, float]]) -> dict[str, by
     )
     return {
         "README.md": text.encode(),
-        "adaptool.json": (json.dumps(record, indent=2) + "\n").encode(),
+        RECORD: record("merge", described_inputs, facts),
     }
 
 

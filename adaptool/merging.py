@@ -147,16 +147,23 @@ def _compute(ledger: _Ledger, dtype: DType | None, how: Arithmetic) -> dict[str,
         out = dtype if dtype is not None and like.dtype.is_floating else like.dtype
         patches = ledger.patches.get(name)
         if patches:
-            if not source.dtype.is_floating:
-                raise IncompatibleError(
-                    f"{name} is stored as {source.dtype}, a quantised weight",
-                    hint="merge into the full-precision base",
-                    code="QUANTISED_BASE",
-                )
+            _refuse_quantised(ledger.base, name, source)
             tensors[name] = patch_tensor(name, source, patches, out, how)
         else:
             tensors[name] = source.cast(out)
     return tensors
+
+
+def _refuse_quantised(base: Checkpoint, name: str, source: LazyTensor) -> None:
+    """Refuse a weight that means nothing without the scales stored beside it."""
+    scales = (f"{name}_scale", f"{name}_scale_inv", f"{name}.absmax", f"{name}_scales")
+    if source.dtype.is_floating and not any(scale in base.tensors for scale in scales):
+        return
+    raise IncompatibleError(
+        f"{name} is stored as {source.dtype}, a quantised weight",
+        hint="merge into the full-precision model that it was made from",
+        code="QUANTISED_BASE",
+    )
 
 
 def _lay(ledger: _Ledger, ends: Embeddings, adapter: Adapter, scale: float) -> None:

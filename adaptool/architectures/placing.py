@@ -196,12 +196,15 @@ class Plan:
         close = difflib.get_close_matches(wanted, list(self._by_normal_form), n=3, cutoff=0.6)
         return [name for form in close for name in self._by_normal_form[form]]
 
-    @staticmethod
-    def _misfit(site: Site, shape: tuple[int, ...], name: str,
-                stored: tuple[int, ...]) -> IncompatibleError:  # fmt: skip
+    def _misfit(
+        self, site: Site, shape: tuple[int, ...], name: str, stored: tuple[int, ...]
+    ) -> IncompatibleError:
+        hint = "is this the base that the adapter was trained on?"
+        if "quantization_config" in self.checkpoint.config:
+            hint = "the base is quantised: merge into the model that it was made from"
         return IncompatibleError(
             f"{site}: the adapter expects {list(shape)}, the base has {list(stored)} in {name}",
-            hint="is this the base that the adapter was trained on?",
+            hint=hint,
             code="SHAPE_MISMATCH",
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from adaptool.errors import JSON
 
@@ -14,7 +15,8 @@ class Provenance:
     Attributes:
         name: what a person would call it: a hub name, else a folder or file name.
         format: name of the format or container it was read from.
-        files: name -> facts (bytes, sha256 of an adapter file, sha256 of a checkpoint's header).
+        files: name -> facts (bytes; of a checkpoint's file also the sha256 of its header).
+        sources: paths of an adapter's files, small enough to be hashed for a record.
         license: as the model card or config states it, or None.
         notes: what was decided while reading that a reader of the result should know.
     """
@@ -22,6 +24,7 @@ class Provenance:
     name: str
     format: str
     files: dict[str, JSON] = field(default_factory=dict)
+    sources: tuple[Path, ...] = ()
     license: str | None = None
     revision: str | None = None
     notes: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -67,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return console.interrupted(INTERRUPTED)
     except click.ClickException as error:
         return console.fail_usage(error)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except (BrokenPipeError, SystemExit):  # click and rich exit when the reader has gone away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001 - the last door: a bug is reported, not thrown
         return console.fail_bug(error)

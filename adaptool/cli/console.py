@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from adaptool.errors import JSON, AdaptoolError
@@ -38,7 +39,7 @@ class Console:
     def result(self, facts: dict[str, JSON], show: Callable[[Console], None]) -> None:
         """Print a command's result: `facts` as JSON, or what `show` prints."""
         if self.as_json:
-            print(json.dumps({"ok": True, **facts}, indent=2))
+            print(json.dumps({"ok": True, **_sound(facts)}, indent=2))
         elif self.verbosity >= 0:
             show(self)
 
@@ -57,7 +58,10 @@ class Console:
         from rich.table import Table
         from rich.text import Text
 
-        grid = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        grid = Table(
+            title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False,
+            collapse_padding=True, show_header=any(head),
+        )  # fmt: skip
         for position, name in enumerate(head):
             numeric = bool(rows) and all(_numeric(row[position]) for row in rows)
             grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
@@ -107,7 +111,7 @@ class Console:
 
     def _fail(self, message: str, hint: str | None, code: str, exit_code: int,
               details: dict[str, JSON]) -> int:  # fmt: skip
-        message = " ".join(printable(message).split())
+        message = printable(" ".join(message.split()))
         if self.as_json:
             error: dict[str, JSON] = {
                 "code": code, "message": message, "hint": hint, "details": details,
@@ -125,6 +129,19 @@ class Console:
 
         width = None if sys.stdout.isatty() else 80
         return RichConsole(width=width, highlight=False, soft_wrap=False)
+
+
+def _sound(value: dict[str, JSON]) -> dict[str, JSON]:
+    """The same data with null for every number that JSON cannot express."""
+
+    def sound(item: JSON) -> JSON:
+        if isinstance(item, dict):
+            return {key: sound(inner) for key, inner in item.items()}
+        if isinstance(item, list):
+            return [sound(inner) for inner in item]
+        return None if isinstance(item, float) and not isfinite(item) else item
+
+    return {key: sound(item) for key, item in value.items()}
 
 
 def printable(text: str) -> str:

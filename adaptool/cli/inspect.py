@@ -114,8 +114,8 @@ def _show_modules(console: Console, facts: Facts) -> None:
     if not isinstance(modules, dict):
         return
     columns = [
-        ("rank", "rank"), ("scaling", "scaling"), ("|dW|", "norm"), ("|dW|/|W|", "relative"),
-        ("eff. rank", "effective_rank"), ("top s.v.", "singular_values"), ("bad", "nonfinite"),
+        ("rank", "rank"), ("scaling", "scaling"), ("|dW|", "norm"), ("/|W|", "relative"),
+        ("eff. r", "effective_rank"), ("top sv", "singular_values"), ("bad", "nonfinite"),
     ]  # fmt: skip
     rows = [m for m in modules.values() if isinstance(m, dict)]
     used = [(label, key) for label, key in columns if any(key in row for row in rows)]

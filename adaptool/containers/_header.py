@@ -16,11 +16,13 @@ from pathlib import Path
 from adaptool.canonical import DType, LazyTensor, Stored
 from adaptool.canonical.tensors import from_storage
 from adaptool.errors import CorruptInputError, ResourceLimitError
-from adaptool.storage import SourceFile, shown
+from adaptool.storage import SourceFile, refuse_surrogates, shown
 
 MAX_HEADER = 32 << 20
 """Bytes; the largest published models need about 15 MB."""
 SPEC_HEADER = 100_000_000
+MAX_TENSORS = 200_000
+"""Per file; the largest published models have half as many in all their files."""
 MAX_DIMENSIONS = 32
 MAX_NAME = 1024
 
@@ -64,6 +66,8 @@ def read_header(source: SourceFile) -> Header:
     if length > MAX_HEADER:
         raise ResourceLimitError(f"{path}: header of {length} bytes, at most {MAX_HEADER} are read")
     raw = source.read(8, length)
+    if raw.count(b"{") > MAX_TENSORS or raw.count(b"[") > 3 * MAX_TENSORS:
+        raise ResourceLimitError(f"{path}: more than {MAX_TENSORS} tensors stated")
     entries = _parse(raw, path)
     metadata = _metadata(entries.pop("__metadata__", {}), path)
     start = 8 + length
@@ -94,7 +98,9 @@ def _parse(raw: bytes, path: Path) -> dict[str, object]:
     if not raw.startswith(b"{"):
         raise CorruptInputError(f"{path}: the header is not a JSON object")
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        text = raw.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique)
+        refuse_surrogates(text, value)
     except (ValueError, RecursionError) as error:
         raise CorruptInputError(f"{path}: the header is not valid: {error}") from None
     if not isinstance(value, dict):

@@ -7,6 +7,7 @@ is computed row block by row block.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from adaptool.canonical import Checkpoint, LazyTensor, Provenance
 from adaptool.canonical.tensors import byte_view
 from adaptool.containers import Saved, SaveOptions
 from adaptool.containers._header import read_header, write_header
-from adaptool.errors import JSON, CorruptInputError, IncompatibleError
+from adaptool.errors import JSON, AdaptoolError, CorruptInputError, IncompatibleError
 from adaptool.storage import (
     Bytes,
     Chunk,
@@ -37,6 +38,7 @@ suffixes = (".safetensors",)
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 INDEX_LIMIT = 64 << 20
+_CARD_HEAD = 65536
 CHUNK = 16 << 20
 """Elements that one worker computes in one go."""
 
@@ -85,7 +87,7 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the container protocol's ver
     return Checkpoint(
         tensors=tensors,
         container="safetensors",
-        provenance=Provenance(_name(folder), "safetensors", facts, _license(folder)),
+        provenance=Provenance(_name(folder), "safetensors", facts, license=_license(folder)),
         config=config,
         metadata=metadata,
         shards=shards,
@@ -154,7 +156,7 @@ def _check_index(folder: Path, shards: Mapping[str, str]) -> None:
 
 def _config(folder: Path) -> dict[str, JSON]:
     file = folder / "config.json"
-    if not file.is_file():
+    if not os.path.lexists(file):
         return {}
     content = read_json(file)
     if not isinstance(content, dict):
@@ -172,9 +174,11 @@ def _name(folder: Path) -> str:
 def _license(folder: Path) -> str | None:
     """The `license:` line in the front matter of a model card."""
     try:
-        lines = (folder / "README.md").read_text("utf-8", errors="replace")[:65536].splitlines()
-    except OSError:
+        with SourceFile.open(folder / "README.md") as source:
+            head = source.read(0, min(source.size, _CARD_HEAD))
+    except AdaptoolError:
         return None
+    lines = head.decode("utf-8", errors="replace").splitlines()
     if not lines or lines[0].strip() != "---":
         return None
     for line in lines[1:]:

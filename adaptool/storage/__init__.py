@@ -11,7 +11,14 @@ what it was before, or complete.
 
 from adaptool.storage.extents import Bytes, Chunk, Computed, Content, Copy, Extent, FilePlan
 from adaptool.storage.failures import blaming, shown, storage_error
-from adaptool.storage.reading import TEXT_LIMIT, SourceFile, inside, read_json, read_text
+from adaptool.storage.reading import (
+    TEXT_LIMIT,
+    SourceFile,
+    inside,
+    read_json,
+    read_text,
+    refuse_surrogates,
+)
 from adaptool.storage.staging import Staging
 from adaptool.storage.writing import write_files
 
@@ -30,6 +37,7 @@ __all__ = [
     "inside",
     "read_json",
     "read_text",
+    "refuse_surrogates",
     "shown",
     "storage_error",
     "write_files",

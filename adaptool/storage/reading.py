@@ -15,6 +15,8 @@ from adaptool.errors import CorruptInputError, ResourceLimitError
 from adaptool.storage import syscalls
 from adaptool.storage.failures import blaming, shown
 
+CONTAINERS_LIMIT = 1_000_000
+"""Lists and tables in one JSON file; each costs 64 bytes of memory for 3 bytes of text."""
 TEXT_LIMIT = 10_000_000
 """Bytes; the largest real tokenizer configurations and indexes are a tenth of it or less."""
 
@@ -190,18 +192,41 @@ def read_json(path: Path, limit: int = TEXT_LIMIT) -> object:
         CorruptInputError, ResourceLimitError, StorageError: as `read_text`, and the above.
     """
     text = read_text(path, limit)
+    if text.count("{") + text.count("[") > CONTAINERS_LIMIT:
+        raise ResourceLimitError(
+            f"{shown(path)}: more than {CONTAINERS_LIMIT} lists and tables in one JSON file"
+        )
     try:
-        return json.loads(
+        value: object = json.loads(
             text,
             object_pairs_hook=_unique,
             parse_constant=_refuse_constant,
             parse_int=_bounded_int,
             parse_float=_finite_float,
         )
+        refuse_surrogates(text, value)
+        return value
     except RecursionError as error:
         raise CorruptInputError(f"{shown(path)}: JSON nested too deeply") from error
     except ValueError as error:
         raise CorruptInputError(f"{shown(path)}: not sound JSON: {error}") from error
+
+
+def refuse_surrogates(text: str, value: object) -> None:
+    """Refuse half a character, which JSON can spell but no file can hold.
+
+    Args:
+        text: the JSON text that `value` was read from; few texts need a closer look.
+        value: any JSON value.
+
+    Raises ValueError.
+    """
+    if "\\ud" not in text and "\\uD" not in text:
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair") from None
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +28,8 @@ class Files:
         folder: where the adapter lies.
         config: adapter_config.json, or empty if there is none.
         tensors: by the file's own names.
-        facts: file name -> size and digest.
+        facts: file name -> size.
+        weights: path of the file with the tensors.
         notes: what was decided.
     """
 
@@ -37,6 +38,7 @@ class Files:
     tensors: Mapping[str, LazyTensor]
     facts: dict[str, JSON]
     notes: tuple[str, ...]
+    weights: Path
     metadata: Mapping[str, str]
 
 
@@ -70,7 +72,7 @@ def open_files(path: Path, *, allow_pickle: bool) -> Files:
     if path.is_dir() and weights.name == WEIGHTS and (path / PICKLE).exists():
         notes.append(f"{PICKLE} stands beside {WEIGHTS} and was not read")
     config: dict[str, JSON] = {}
-    if (folder / CONFIG).exists():
+    if os.path.lexists(folder / CONFIG):
         content = read_json(folder / CONFIG)
         if not isinstance(content, dict):
             raise CorruptInputError(f"{folder / CONFIG}: not a JSON object")
@@ -84,35 +86,37 @@ def open_files(path: Path, *, allow_pickle: bool) -> Files:
             hint="run `git lfs pull` in that folder",
         )
     facts: dict[str, JSON] = {
-        weights.name: {"bytes": source.size, "sha256": _digest(source)},
+        weights.name: {"bytes": source.size},
     }
     if weights.suffix == ".safetensors":
         header = read_header(source)
-        return Files(folder, config, header.tensors, facts, tuple(notes), header.metadata)
+        return Files(folder, config, header.tensors, facts, tuple(notes), weights, header.metadata)
     if not allow_pickle:
         raise CorruptInputError(
             f"{shown(weights)}: a pickle, which can hold code, is not read",
             hint="pass --allow-pickle to load tensors only, or save it as safetensors",
             code="PICKLE_REFUSED",
         )
-    return Files(folder, config, _load_pickle(weights, source.size), facts, tuple(notes), {})
+    return Files(
+        folder, config, _load_pickle(weights, source.size), facts, tuple(notes), weights, {}
+    )
 
 
-def _digest(source: SourceFile) -> str:
-    digest = hashlib.sha256()
-    for start in range(0, source.size, 1 << 20):
-        digest.update(source.read(start, min(1 << 20, source.size - start)))
-    return digest.hexdigest()
+def _starts_as_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _load_pickle(path: Path, size: int) -> dict[str, LazyTensor]:
     """Tensors of a torch zip file, without running its code and within the file's own size."""
     entries: list[zipfile.ZipInfo] = []
-    if zipfile.is_zipfile(path):  # torch before 1.6 wrote no zip: those are only pickle and bytes
+    if _starts_as_zip(path) or zipfile.is_zipfile(
+        path
+    ):  # torch before 1.6 wrote no zip: those are only pickle and bytes
         try:
             with zipfile.ZipFile(path) as archive:
                 entries = archive.infolist()
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise CorruptInputError(f"{shown(path)}: a damaged torch file: {error}") from None
     if any(e.compress_type != zipfile.ZIP_STORED for e in entries):
         raise CorruptInputError(f"{shown(path)}: compressed entries in a torch file")
@@ -131,7 +135,14 @@ def _load_pickle(path: Path, size: int) -> dict[str, LazyTensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise CorruptInputError(f"{shown(path)}: {shown(str(name))} is not a tensor")
-        if not value.is_contiguous() or value.layout != torch.strided:
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise CorruptInputError(f"{shown(path)}: {shown(name)} is no plain tensor")
+        if not value.is_contiguous():
             raise CorruptInputError(f"{shown(path)}: {shown(name)} is not stored contiguously")
-        tensors[name] = from_values(value)
+        try:
+            tensors[name] = from_values(value)
+        except ValueError:
+            raise CorruptInputError(
+                f"{shown(path)}: {shown(name)} is of the unknown type {value.dtype}"
+            ) from None
     return tensors

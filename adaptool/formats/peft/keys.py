@@ -66,9 +66,9 @@ _SUFFIXES = (
         Role.TRAINING,
         re.compile(rf"^(?P<module>.+)\.lora_(?:velora_embed|monteclora_sampler){_NAME}(?:\..+)?$"),
     ),
-    (Role.SAVED, re.compile(r"^(?P<module>.+)\.modules_to_save(?:\.[A-Za-z0-9_-]+)??"
+    (Role.SAVED, re.compile(r"^(?P<module>.+)\.modules_to_save(?:\.default)?"
                             r"(?P<inner>(?:\..+)?)\.(?P<parameter>\w+)$")),
-    (Role.ORIGINAL, re.compile(r"^(?P<module>.+)\.original_module\.(?P<parameter>\w+)$")),
+    (Role.ORIGINAL, re.compile(r"^(?P<module>.+)\.original_module(?P<inner>(?:\..+)?)\.(?P<parameter>\w+)$")),
     (Role.BASE, re.compile(r"^(?P<module>.+)\.base_layer\.(?P<parameter>weight|bias)$")),
 )  # fmt: skip
 

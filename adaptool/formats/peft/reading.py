@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 
 from adaptool.canonical import (
@@ -74,11 +75,12 @@ def read(path: Path, options: ReadOptions) -> Adapter:
         return _opaque(files, settings, _NO_WEIGHT_UPDATE[settings.peft_type])
     if settings.peft_type not in ("LORA", "LN_TUNING", "TRAINABLE_TOKENS"):
         raise IncompatibleError(
-            f"{shown(files.folder)}: adapters of type {shown(settings.peft_type)} are not read",
+            f"{shown(files.folder)}: adapters of type {shown(settings.peft_type[:60])} are not read",
             hint="merge it with PEFT",
             code="UNSUPPORTED_METHOD",
         )
     settings.refuse_unknown_variants()
+    settings.check()
     updates: dict[Site, Update] = {}
     for module, parts in _by_module(files).items():
         for site, update in _Module(module, parts, files, settings).updates():
@@ -119,7 +121,13 @@ def _opaque(files: Files, settings: Settings, reason: str) -> Adapter:
 
 
 def _provenance(files: Files) -> Provenance:
-    return Provenance(files.folder.resolve().name, "peft", files.facts, notes=files.notes)
+    return Provenance(
+        files.folder.resolve().name,
+        "peft",
+        files.facts,
+        sources=(files.weights,),
+        notes=files.notes,
+    )
 
 
 def _by_module(files: Files) -> dict[str, dict[tuple[Role, str, int], tuple[str, LazyTensor]]]:
@@ -249,6 +257,12 @@ class _Module:
                 hint="the file is incomplete: save the adapter again",
                 code="HALF_A_PAIR",
             )
+        for role, factor in ((Role.A, a), (Role.B, b)):
+            if len(factor.shape) < 2 or not factor.dtype.is_floating:
+                raise CorruptInputError(
+                    f"{self._where}: {role} is {factor.dtype} {list(factor.shape)}, "
+                    "not a matrix of real numbers"
+                )
         return a, b
 
     def _low_rank(self, depth: int) -> Update:
@@ -262,7 +276,7 @@ class _Module:
             a, b = merged_projections(a, b, enabled, self._where)
             rank = self._settings.rank or a.shape[0] // sum(enabled)
             return LowRank(a, b, self._settings.scaling(self._module, rank))
-        if len(a.shape) < 2 or len(b.shape) < 2 or b.shape[1] != a.shape[0]:
+        if b.shape[1] != a.shape[0] or prod(b.shape[2:]) != 1:
             raise CorruptInputError(
                 f"{self._where}: lora_A {list(a.shape)}, lora_B {list(b.shape)}: ranks disagree",
                 code="RANK_MISMATCH",
@@ -324,6 +338,10 @@ class _Module:
         if isinstance(stated, dict):
             matches = [v for k, v in stated.items() if f".{self._module}".endswith(f".{k}")]
             stated = matches[0] if matches else None
+        if not rows.shape or not rows.dtype.is_floating:
+            raise CorruptInputError(
+                f"{self._where}: token rows are {rows.dtype} {list(rows.shape)}, no rows of numbers"
+            )
         if not isinstance(stated, list) or len(stated) != rows.shape[0]:
             count = len(stated) if isinstance(stated, list) else "no"
             raise CorruptInputError(

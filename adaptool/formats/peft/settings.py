@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
-import re._parser as regex_parser  # type: ignore[import-not-found]
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import isfinite, sqrt
+from dataclasses import dataclass, field
+from math import sqrt
 from pathlib import Path
 
-from adaptool.errors import JSON, CorruptInputError, IncompatibleError
+from adaptool.errors import JSON, CorruptInputError, IncompatibleError, ResourceLimitError
+from adaptool.formats.peft.patterns import Pattern, PatternError
 from adaptool.storage import shown
 
 DEFAULT_ALPHA = 8.0
 """LoraConfig's own default, for a config that does not state alpha."""
 
-_MAX_PATTERN = 2000
+_MAX_PATTERNS = 20_000
+_LARGEST = 1e30
 
 KNOWN = frozenset({
     "alora_invocation_tokens", "alpha_pattern", "arrow_config", "auto_mapping",
@@ -45,6 +45,7 @@ class Settings:
 
     raw: Mapping[str, JSON]
     path: Path
+    _tables: dict[str, list[tuple[Pattern, float]]] = field(default_factory=dict)
 
     @property
     def peft_type(self) -> str:
@@ -97,37 +98,63 @@ class Settings:
         value = self._from_pattern("rank_pattern", module)
         return self.rank if value is None else int(value)
 
+    def check(self) -> None:
+        """Refuse what is stated wrongly, whether it is needed or not.
+
+        Raises CorruptInputError; ResourceLimitError for very many patterns.
+        """
+        _ = self.rank
+        self._number("lora_alpha")
+        self._table("rank_pattern")
+        self._table("alpha_pattern")
+
     def _from_pattern(self, key: str, module: str) -> float | None:
-        table = self.raw.get(key)
-        if table is None:
-            return None
-        if not isinstance(table, dict):
-            raise self._refuse(key, "a table of pattern -> number")
-        for pattern, value in table.items():
-            if self._matcher(pattern).match(module):
-                if isinstance(value, bool) or not isinstance(value, int | float):
-                    raise self._refuse(key, "a table of pattern -> number")
-                if not isfinite(value) or value < 0:
-                    raise self._refuse(key, "a table of finite, positive numbers")
-                return float(value)
+        for pattern, value in self._table(key):
+            try:
+                if pattern.matches(module):
+                    return value
+            except PatternError as error:
+                raise CorruptInputError(f"{shown(self.path)}: {key} holds {error}") from None
         return None
 
-    def _matcher(self, pattern: str) -> re.Pattern[str]:
-        r"""PEFT's rule: `(.*\.)?(pattern)$` from the start of the module's path."""
-        try:
-            if len(pattern) > _MAX_PATTERN or _explodes(regex_parser.parse(pattern)):
-                raise self._refuse("pattern", "expressions without nested repeats")
-            return re.compile(rf"(.*\.)?({pattern})$")
-        except (re.error, RecursionError, OverflowError):
-            raise self._refuse("pattern", f"valid expressions, found {pattern[:60]!r}") from None
+    def _table(self, key: str) -> list[tuple[Pattern, float]]:
+        found = self._tables.get(key)
+        if found is None:
+            found = self._tables[key] = self._read_table(key)
+        return found
+
+    def _read_table(self, key: str) -> list[tuple[Pattern, float]]:
+        table = self.raw.get(key)
+        if table is None:
+            return []
+        if not isinstance(table, dict):
+            raise self._refuse(key, "a table of pattern -> number")
+        if len(table) > _MAX_PATTERNS:
+            raise ResourceLimitError(
+                f"{shown(self.path)}: {key} has {len(table)} patterns, at most {_MAX_PATTERNS} "
+                "are read"
+            )
+        rows: list[tuple[Pattern, float]] = []
+        for text, value in table.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise self._refuse(key, "a table of pattern -> number")
+            if not 0 <= value <= _LARGEST:
+                raise self._refuse(key, "a table of finite, positive numbers")
+            try:
+                rows.append((Pattern(text), float(value)))
+            except PatternError as error:
+                raise CorruptInputError(
+                    f"{shown(self.path)}: {key} holds {error}: {shown(text[:60])}"
+                ) from None
+        return rows
 
     def _number(self, key: str) -> float | None:
         value = self.raw.get(key)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-            raise self._refuse(key, "a finite number")
-        if abs(value) > 1e30:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._refuse(key, "a number")
+        if not -_LARGEST <= value <= _LARGEST:
             raise self._refuse(key, "a sensible number")
         return float(value)
 
@@ -150,7 +177,7 @@ class Settings:
         init = self.raw.get("init_lora_weights")
         if isinstance(init, str) and init.lower().startswith(_MUTATING_INITS):
             raise IncompatibleError(
-                f"{shown(self.path)}: saved with init_lora_weights={init!r}, whose base was "
+                f"{shown(self.path)}: saved with init_lora_weights={shown(init[:60])}, whose base was "
                 "changed before training",
                 hint="save it with path_initial_model_for_weight_conversion, which makes it "
                 "a plain LoRA",
@@ -174,21 +201,3 @@ class Settings:
     def _refuse(self, key: str, wanted: str) -> CorruptInputError:
         found = shown(str(self.raw.get(key))[:60])
         return CorruptInputError(f"{shown(self.path)}: {key} is {found}, expected {wanted}")
-
-
-def _explodes(parsed: object, *, inside: bool = False) -> bool:
-    """Whether an expression repeats a repeat, which can take exponential time."""
-    for code, argument in parsed:  # type: ignore[attr-defined]
-        name = str(code)
-        repeats = name.endswith("_REPEAT") and argument[1] > 1
-        if repeats and inside:
-            return True
-        for part in argument if isinstance(argument, tuple | list) else (argument,):
-            if isinstance(part, regex_parser.SubPattern):
-                if _explodes(part, inside=inside or repeats):
-                    return True
-            elif isinstance(part, list):
-                subs = [p for p in part if isinstance(p, regex_parser.SubPattern)]
-                if any(_explodes(p, inside=inside or repeats) for p in subs):
-                    return True
-    return False

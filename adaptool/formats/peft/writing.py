@@ -36,7 +36,7 @@ from adaptool.formats.peft.card import card
 from adaptool.formats.peft.factors import folded_b
 from adaptool.formats.peft.files import CONFIG, WEIGHTS
 from adaptool.formats.peft.keys import PREFIX
-from adaptool.version import VERSION
+from adaptool.records import RECORD, described, record
 
 _FREE_KEYS = (
     "task_type", "auto_mapping", "revision", "inference_mode", "peft_version", "lora_dropout",
@@ -92,11 +92,10 @@ def _compose(
         draft = _draft(adapter)
         tensors = {k: _cast(v, dtype) for k, v in sorted(draft.tensors.items())}
         config = _config(adapter, draft)
-    record = {"adaptool": VERSION, "inputs": [adapter.provenance.as_json()]}
     small = {
         CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
         "README.md": card(adapter).encode(),
-        "adaptool.json": (json.dumps(record, indent=2) + "\n").encode(),
+        RECORD: record("convert", [described(adapter.provenance)]),
     }
     return tensors, small
 
