@@ -7,6 +7,9 @@ HF_HUB_OFFLINE mean what they mean everywhere.
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from adaptool.errors import HubError, StorageError
@@ -19,6 +22,8 @@ CHECKPOINT_FILES = (
     "*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken", "README.md",
     "LICENSE*",
 )  # fmt: skip
+NEVER = ("*/*", "consolidated*")
+"""Folders, and weights once more in another layout; a `*` of these patterns matches `/` too."""
 
 
 def fetch_adapter(name: str) -> Path:
@@ -48,13 +53,17 @@ def _fetch(name: str, patterns: tuple[str, ...]) -> Path:
         )
     repo, _, revision = name.partition("@")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(
-            repo, revision=revision or None, allow_patterns=list(patterns), max_workers=4
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        with _quiet():
+            folder = snapshot_download(
+                repo,
+                revision=revision or None,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(NEVER),
+                max_workers=4,
+            )
+    except Exception as error:  # its errors, and those of the HTTP library below, have no root
         reason = _redacted(str(error).strip().splitlines()[0] if str(error).strip() else "")
         raise HubError(
             f"{shown(name)}: no such path, and the hub says: {reason or type(error).__name__}",
@@ -62,6 +71,29 @@ def _fetch(name: str, patterns: tuple[str, ...]) -> Path:
             code="HUB_REFUSED",
         ) from error
     return Path(folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the hub library's remarks to itself, and its progress bars to terminals."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,  # type: ignore[attr-defined]
+        enable_progress_bars,  # type: ignore[attr-defined]
+        logging,
+    )
+
+    level = logging.get_verbosity()
+    bars = not are_progress_bars_disabled()
+    logging.set_verbosity(logging.ERROR)
+    if bars and not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            enable_progress_bars()
 
 
 def _redacted(text: str) -> str:

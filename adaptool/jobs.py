@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from adaptool.canonical import Adapter, Addition, DType, ExpertLowRank, LowRank, Site, Update
+from adaptool.canonical import (
+    Adapter,
+    Addition,
+    Checkpoint,
+    DType,
+    ExpertLowRank,
+    LowRank,
+    Site,
+    Update,
+)
 from adaptool.cards import front_matter, table
 from adaptool.containers import (
     Saved,
@@ -23,6 +32,11 @@ from adaptool.merging import Merge, merge
 from adaptool.records import RECORD, described, record
 from adaptool.survival import Survival
 from adaptool.threads import one_compute_thread, worker_count
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
 
 PEAK_PER_WORKER = 8 << 20
 """Bytes of buffers per worker, about; for the estimate of --dry-run."""
@@ -170,6 +184,7 @@ def merge_files(
     )
     notes = tuple(n for adapter, _ in read for n in adapter.provenance.notes)
     merged = replace(merged, notes=(*merged.notes, *notes))
+    merged = _with_tokenizer(merged, checkpoint, read)
     if Path(output).suffix:  # one file has no room for a record beside it
         merged = _with_record_inside(merged, read)
     if dry_run:
@@ -187,6 +202,23 @@ def merge_files(
         progress=(lambda done: progress(done, total)) if progress else None,
         protect=[base_path, *(p for p, _ in paths)],
     )
+
+
+def _with_tokenizer(merged: Merge, base: Checkpoint, inputs: list[tuple[Adapter, float]]) -> Merge:
+    """The merge with an adapter's own tokenizer, where the adapter changed the vocabulary."""
+    before, after = (c.config.get("vocab_size") for c in (base, merged.checkpoint))
+    if before == after:
+        return merged
+    for adapter, _ in inputs:
+        folder = adapter.provenance.sources[0].parent if adapter.provenance.sources else Path()
+        found = {n: folder / n for n in TOKENIZER_FILES if (folder / n).is_file()}
+        if "tokenizer.json" in found or "tokenizer.model" in found:
+            side = {**merged.checkpoint.side_files, **found}
+            checkpoint = replace(merged.checkpoint, side_files=side)
+            note = f"the tokenizer is that of {adapter.provenance.name}"
+            return replace(merged, checkpoint=checkpoint, notes=(*merged.notes, note))
+    note = "the tokenizer is the base's, although the vocabulary changed"
+    return replace(merged, notes=(*merged.notes, note))
 
 
 def _with_record_inside(merged: Merge, inputs: list[tuple[Adapter, float]]) -> Merge:

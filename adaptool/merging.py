@@ -28,6 +28,7 @@ from adaptool.canonical import (
     Site,
     Update,
 )
+from adaptool.canonical.tensors import same_bytes
 from adaptool.errors import JSON, IncompatibleError, UsageError
 from adaptool.patching import Arithmetic, Patch, patch_tensor
 from adaptool.survival import Tally
@@ -57,11 +58,8 @@ class Merge:
 
         Raises IncompatibleError if the result equals the base although a scale is not zero.
         """
-        if (
-            self.moves
-            and self.touched
-            and not any(survival.stored for survival in self.tally.tensors().values())
-        ):
+        measured = self.tally.tensors()  # what is new or resized is not measured, but moved
+        if self.moves and not any(n not in measured or measured[n].stored for n in self.touched):
             raise IncompatibleError(
                 f"the result would equal the base: none of the {len(self.touched)} touched "
                 "tensors changed",
@@ -199,11 +197,11 @@ def _lay_one(ledger: _Ledger, update: Update, scale: float, place: Placement) ->
     name = place.tensor
     source = ledger.source(name)
     if isinstance(update, Rebased):
-        if name in ledger.sources and name in ledger.fresh:
-            raise _twice(name)
         shape = update.update.shape
-        value = update.value
-        ledger.sources[name] = value.cast(source.dtype)
+        value = update.value.cast(source.dtype)
+        if name in ledger.fresh and not same_bytes(ledger.sources[name], value):
+            raise _twice(name)
+        ledger.sources[name] = value
         ledger.fresh.add(name)
         turned = place.transposed or (value.shape == shape[::-1] and value.shape != shape)
         ledger.patches[name].append(Patch(update.update, scale, replace(place, transposed=turned)))

@@ -23,7 +23,6 @@ def worker_count(asked: int | None) -> int:
 @contextmanager
 def one_compute_thread() -> Iterator[None]:
     """Let torch compute with one thread per caller meanwhile."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
     before = torch.get_num_threads()

@@ -39,3 +39,15 @@ class Provenance:
         if self.notes:
             facts["notes"] = list(self.notes)
         return facts
+
+
+def origin(folder: Path) -> str:
+    """What to call the content of a folder: its hub name if it lies in a hub cache, else its own.
+
+    A hub cache keeps `models--org--name/snapshots/<revision>/`.
+    """
+    real = folder.resolve()
+    cache = real.parent.parent.name
+    if real.parent.name == "snapshots" and cache.startswith("models--"):
+        return cache.removeprefix("models--").replace("--", "/")
+    return real.name

@@ -18,6 +18,10 @@ BLOCK = 256 * 1024
 """Elements of one streamed block: small enough that all its copies stay in a core's L2 cache."""
 
 
+_COMPARED = 1 << 20
+"""Bytes compared at a time."""
+
+
 class ByteSource(Protocol):
     """An open file, as far as the nouns need to know it."""
 
@@ -152,3 +156,20 @@ def byte_view(values: torch.Tensor) -> memoryview:
     import torch
 
     return values.view(torch.uint8).numpy().data
+
+
+def same_bytes(one: LazyTensor, other: LazyTensor) -> bool:
+    """Whether two tensors have the same type, shape and stored bytes; False for computed ones."""
+    if one.stored is None or other.stored is None or one.stored.size != other.stored.size:
+        return False
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    buffers = bytearray(_COMPARED), bytearray(_COMPARED)
+    for start in range(0, one.stored.size, _COMPARED):
+        size = min(_COMPARED, one.stored.size - start)
+        views = [memoryview(buffer)[:size] for buffer in buffers]
+        for stored, view in zip((one.stored, other.stored), views, strict=True):
+            stored.source.read_into(stored.offset + start, view)
+        if views[0] != views[1]:
+            return False
+    return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from adaptool.cli.console import Console, size
@@ -119,14 +121,25 @@ def _show_modules(console: Console, facts: Facts) -> None:
     ]  # fmt: skip
     rows = [m for m in modules.values() if isinstance(m, dict)]
     used = [(label, key) for label, key in columns if any(key in row for row in rows)]
+    shared = _shared_prefix(list(modules))
     console.table(
         ("module", *(label for label, _ in used)),
         [
-            (name.removesuffix(".weight"), *(_cell(module.get(key)) for _, key in used))
+            (
+                name.removeprefix(shared).removesuffix(".weight"),
+                *(_cell(module.get(key)) for _, key in used),
+            )
             for name, module in modules.items()
             if isinstance(module, dict)
         ],
+        f"in {shared.rstrip('.')}" if shared else "",
     )
+
+
+def _shared_prefix(names: list[str]) -> str:
+    """The leading steps that all paths have in common, with the dot behind them."""
+    steps, dot, _ = os.path.commonprefix(names).rpartition(".")
+    return steps + dot if len(names) > 1 else ""
 
 
 def _cell(value: JSON) -> str:

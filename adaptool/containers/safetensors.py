@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from adaptool.canonical import Checkpoint, LazyTensor, Provenance
+from adaptool.canonical.provenance import origin
 from adaptool.canonical.tensors import byte_view
 from adaptool.containers import Saved, SaveOptions
 from adaptool.containers._header import read_header, write_header
@@ -87,7 +88,7 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the container protocol's ver
     return Checkpoint(
         tensors=tensors,
         container="safetensors",
-        provenance=Provenance(_name(folder), "safetensors", facts, license=_license(folder)),
+        provenance=Provenance(origin(folder), "safetensors", facts, license=_license(folder)),
         config=config,
         metadata=metadata,
         shards=shards,
@@ -162,13 +163,6 @@ def _config(folder: Path) -> dict[str, JSON]:
     if not isinstance(content, dict):
         raise CorruptInputError(f"{file}: not a JSON object")
     return content
-
-
-def _name(folder: Path) -> str:
-    resolved = folder.resolve()
-    if resolved.parent.name == "snapshots" and resolved.parent.parent.name.startswith("models--"):
-        return resolved.parent.parent.name.removeprefix("models--").replace("--", "/")
-    return resolved.name
 
 
 def _license(folder: Path) -> str | None:

@@ -68,7 +68,8 @@ _SUFFIXES = (
     ),
     (Role.SAVED, re.compile(r"^(?P<module>.+)\.modules_to_save(?:\.default)?"
                             r"(?P<inner>(?:\..+)?)\.(?P<parameter>\w+)$")),
-    (Role.ORIGINAL, re.compile(r"^(?P<module>.+)\.original_module(?P<inner>(?:\..+)?)\.(?P<parameter>\w+)$")),
+    (Role.ORIGINAL, re.compile(r"^(?P<module>.+)\.original_module"
+                               r"(?P<inner>(?:\..+)?)\.(?P<parameter>\w+)$")),
     (Role.BASE, re.compile(r"^(?P<module>.+)\.base_layer\.(?P<parameter>weight|bias)$")),
 )  # fmt: skip
 

@@ -21,6 +21,8 @@ from adaptool.canonical import (
     TokenRows,
     Update,
 )
+from adaptool.canonical.provenance import origin
+from adaptool.canonical.tensors import same_bytes
 from adaptool.errors import CorruptInputError, IncompatibleError
 from adaptool.formats import ReadOptions
 from adaptool.formats.peft.factors import merged_projections, stacked_a, stacked_b
@@ -40,9 +42,6 @@ _NO_WEIGHT_UPDATE = {
     "XLORA": "X-LoRA mixes several adapters anew for every token",
     "POLY": "Poly routes between adapters by task",
 }
-
-_COMPARED = 1 << 20
-"""Bytes compared at a time."""
 
 Parts = Mapping[tuple[Role, str, int], tuple[str, LazyTensor]]
 
@@ -122,7 +121,7 @@ def _opaque(files: Files, settings: Settings, reason: str) -> Adapter:
 
 def _provenance(files: Files) -> Provenance:
     return Provenance(
-        files.folder.resolve().name,
+        origin(files.folder),
         "peft",
         files.facts,
         sources=(files.weights,),
@@ -141,30 +140,13 @@ def _by_module(files: Files) -> dict[str, dict[tuple[Role, str, int], tuple[str,
         key = parse_key(name)
         identity = (key.role, key.parameter, key.depth)
         parts = modules[key.module]
-        if identity in parts and not _same_bytes(parts[identity][1], tensor):
+        if identity in parts and not same_bytes(parts[identity][1], tensor):
             raise CorruptInputError(
                 f"{shown(files.folder)}: {shown(name)} and {shown(parts[identity][0])} "
                 "mean the same tensor"
             )
         parts[identity] = (name, tensor)
     return modules
-
-
-def _same_bytes(one: LazyTensor, other: LazyTensor) -> bool:
-    """Whether a parameter that some PEFT versions save under two names is the same in both."""
-    if one.stored is None or other.stored is None or one.stored.size != other.stored.size:
-        return False
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    buffers = bytearray(_COMPARED), bytearray(_COMPARED)
-    for start in range(0, one.stored.size, _COMPARED):
-        size = min(_COMPARED, one.stored.size - start)
-        views = [memoryview(buffer)[:size] for buffer in buffers]
-        for stored, view in zip((one.stored, other.stored), views, strict=True):
-            stored.source.read_into(stored.offset + start, view)
-        if views[0] != views[1]:
-            return False
-    return True
 
 
 class _Module:
