@@ -6,10 +6,12 @@ HF_HUB_OFFLINE mean what they mean everywhere.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR
 from pathlib import Path
 
 from adaptool.errors import HubError, StorageError
@@ -43,7 +45,7 @@ def fetch_checkpoint(name: str) -> Path:
 
 def _fetch(name: str, patterns: tuple[str, ...]) -> Path:
     path = Path(name)
-    if path.exists() or path.is_symlink():
+    if os.path.lexists(path):
         return path
     if not _NAME.match(name) or name.startswith(("./", "../", "/")):
         raise StorageError(
@@ -76,16 +78,16 @@ def _fetch(name: str, patterns: tuple[str, ...]) -> Path:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the hub library's remarks to itself, and its progress bars to terminals."""
-    from huggingface_hub.utils import (
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
         are_progress_bars_disabled,
-        disable_progress_bars,  # type: ignore[attr-defined]
-        enable_progress_bars,  # type: ignore[attr-defined]
+        disable_progress_bars,
+        enable_progress_bars,
         logging,
     )
 
     level = logging.get_verbosity()
     bars = not are_progress_bars_disabled()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(ERROR)
     if bars and not sys.stderr.isatty():
         disable_progress_bars()
     try:

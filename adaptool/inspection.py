@@ -130,7 +130,7 @@ def _leaf(site: Site) -> str:
 
 
 def _layers(updates: Mapping[Site, Update]) -> list[JSON]:
-    found = {int(p) for site in updates for p in site.module.split(".") if p.isdigit()}
+    found = {int(p) for site in updates for p in site.module.split(".") if p.isdecimal()}
     return [*sorted(found)]
 
 
@@ -197,7 +197,7 @@ def _first(value: JSON) -> JSON:
 
 
 def _layer(name: str) -> int | None:
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
 
 
 def _largest(tensors: Mapping[str, LazyTensor]) -> list[JSON]:

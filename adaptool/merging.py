@@ -147,6 +147,8 @@ def _compute(ledger: _Ledger, dtype: DType | None, how: Arithmetic) -> dict[str,
         if patches:
             _refuse_quantised(ledger.base, name, source)
             tensors[name] = patch_tensor(name, source, patches, out, how)
+        elif name in ledger.fresh and source.dtype.is_floating:  # not the base's: looked through
+            tensors[name] = patch_tensor(name, source, (), out, how)
         else:
             tensors[name] = source.cast(out)
     return tensors
@@ -178,7 +180,7 @@ def _lay(ledger: _Ledger, ends: Embeddings, adapter: Adapter, scale: float) -> N
         if ends.tied and is_head(site):
             if tied:  # the same update as the embedding's; a head stored as well follows it
                 if ends.head is not None:
-                    _lay_one(ledger, update, scale, Placement(ends.head))
+                    _lay_one(ledger, site, update, scale, Placement(ends.head))
                 continue
             places: tuple[Placement, ...] = (Placement(ends.head_name),)
         else:
@@ -188,14 +190,16 @@ def _lay(ledger: _Ledger, ends: Embeddings, adapter: Adapter, scale: float) -> N
         elif not places:
             unplaced.append(site)
         for place in places:
-            _lay_one(ledger, update, scale, place)
+            _lay_one(ledger, site, update, scale, place)
     if unplaced:
         _refuse_unplaced(plan, adapter, unplaced)
 
 
-def _lay_one(ledger: _Ledger, update: Update, scale: float, place: Placement) -> None:
+def _lay_one(ledger: _Ledger, site: Site, update: Update, scale: float, place: Placement) -> None:
     name = place.tensor
     source = ledger.source(name)
+    if isinstance(update, Replacement | Rebased) and update.shape != source.shape:
+        _check_resize(site, update.shape, name, source.shape)
     if isinstance(update, Rebased):
         shape = update.update.shape
         value = update.value.cast(source.dtype)
@@ -220,6 +224,21 @@ def _lay_one(ledger: _Ledger, update: Update, scale: float, place: Placement) ->
         ledger.fresh.add(name)
         return
     ledger.patches[name].append(Patch(update, scale, place))
+
+
+def _check_resize(site: Site, shape: tuple[int, ...], name: str, stored: tuple[int, ...]) -> None:
+    """Only the vocabulary of an embedding or the classes of a head may change in number."""
+    resizable = is_embedding(site) or is_head(site) or _is_task_head(site)
+    if not resizable or shape[1:] != stored[1:]:
+        raise IncompatibleError(
+            f"{site}: the adapter replaces it by {list(shape)}, the base has {list(stored)} in {name}",
+            hint="is this the base that the adapter was trained on?",
+            code="SHAPE_MISMATCH",
+        )
+
+
+def _is_task_head(site: Site) -> bool:
+    return not NEW_HEADS.isdisjoint(site.module.split("."))
 
 
 def _twice(name: str) -> IncompatibleError:
@@ -268,6 +287,7 @@ def _add_new(ledger: _Ledger, site: Site, update: Update, scale: float) -> None:
         )
     floating = [t.dtype for t in ledger.base.tensors.values() if t.dtype.is_floating]
     ledger.sources[name] = update.value.cast(floating[0] if floating else update.value.dtype)
+    ledger.fresh.add(name)
     ledger.notes.append(f"{name} is new: the base has no such tensor")
 
 

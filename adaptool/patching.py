@@ -143,7 +143,8 @@ class _Patched:
             yield desk.give(after)
         if exact:
             meant_square = meant or 0.0
-        self.how.tally.record(self.name, start, meant=meant_square, stored=stored_square)
+        if self.patches:
+            self.how.tally.record(self.name, start, meant=meant_square, stored=stored_square)
 
     def _apply(self, grid: torch.Tensor, row: int, bands: list[_Band],
                appliers: list[Applier]) -> None:  # fmt: skip

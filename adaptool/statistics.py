@@ -11,6 +11,7 @@ from math import exp, sqrt
 from typing import TYPE_CHECKING
 
 from adaptool.canonical import Dora, ExpertLowRank, LazyTensor, LowRank, Rebased, Update
+from adaptool.canonical.algebra import singular_values
 from adaptool.errors import JSON
 
 if TYPE_CHECKING:
@@ -45,16 +46,6 @@ def measure(update: Update) -> dict[str, JSON]:
         facts["singular_values"] = [float(v) for v in values[:SHOWN_VALUES]]
         facts["effective_rank"] = _effective_rank(values)
     return facts
-
-
-def singular_values(update: LowRank) -> torch.Tensor:
-    """Singular values of scaling * B A, [rank], descending, float64."""
-    import torch
-
-    a, b = update.factors(torch.float64, torch.device("cpu"))
-    core = torch.linalg.qr(b, mode="r").R @ torch.linalg.qr(a.T, mode="r").R.T
-    values: torch.Tensor = torch.linalg.svdvals(core) * abs(update.scaling)
-    return values
 
 
 def norm_of(tensors: Iterable[LazyTensor]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -125,10 +126,13 @@ def _load_pickle(path: Path, size: int) -> dict[str, LazyTensor]:
     import torch
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises whatever a broken file provokes
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise CorruptInputError(f"{shown(path)}: not a file of plain tensors: {reason}") from None
+        raise CorruptInputError(
+            f"{shown(path)}: damaged, or holds more than plain tensors ({type(error).__name__})",
+            hint="never load it with an older torch: a pickle can run code",
+        ) from None
     if not isinstance(content, dict):
         raise CorruptInputError(f"{shown(path)}: holds no table of tensors")
     tensors: dict[str, LazyTensor] = {}
