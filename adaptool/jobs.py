@@ -28,9 +28,8 @@ from adaptool.containers import (
 from adaptool.errors import JSON, IncompatibleError, UsageError
 from adaptool.formats import ReadOptions, WriteOptions, Written, format_for, read_adapter
 from adaptool.hub import fetch_adapter, fetch_checkpoint
-from adaptool.merging import Merge, merge
+from adaptool.merging import Merge, Survival, merge
 from adaptool.records import RECORD, described, record
-from adaptool.survival import Survival
 from adaptool.threads import one_compute_thread, worker_count
 
 TOKENIZER_FILES = (

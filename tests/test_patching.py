@@ -19,7 +19,7 @@ from adaptool.canonical import (
 )
 from adaptool.canonical.tensors import from_values
 from adaptool.errors import CorruptInputError, IncompatibleError
-from adaptool.patching import Arithmetic, Patch, patch_tensor
+from adaptool.merging.patching import Arithmetic, Patch, patch_tensor
 
 
 def values(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from os.path import commonpath
 
 import click
 
@@ -138,7 +138,7 @@ def _show_modules(console: Console, facts: Facts) -> None:
 
 def _shared_prefix(names: list[str]) -> str:
     """The leading steps that all paths have in common, with the dot behind them."""
-    steps, dot, _ = os.path.commonprefix(names).rpartition(".")
+    steps, dot, _ = commonpath(names).rpartition(".")
     return steps + dot if len(names) > 1 else ""
 
 

@@ -205,11 +205,11 @@ def read_json(path: Path, limit: int = TEXT_LIMIT) -> object:
             parse_float=_finite_float,
         )
         refuse_surrogates(text, value)
-        return value
     except RecursionError as error:
         raise CorruptInputError(f"{shown(path)}: JSON nested too deeply") from error
     except ValueError as error:
         raise CorruptInputError(f"{shown(path)}: not sound JSON: {error}") from error
+    return value
 
 
 def refuse_surrogates(text: str, value: object) -> None:

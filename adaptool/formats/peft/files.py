@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from adaptool.canonical import LazyTensor
-from adaptool.canonical.tensors import from_values
 from adaptool.containers._header import read_header
 from adaptool.errors import JSON, CorruptInputError, StorageError
+from adaptool.formats.peft.pickles import load_pickle
 from adaptool.storage import SourceFile, read_json, shown
 
 CONFIG = "adapter_config.json"
@@ -99,54 +97,5 @@ def open_files(path: Path, *, allow_pickle: bool) -> Files:
             code="PICKLE_REFUSED",
         )
     return Files(
-        folder, config, _load_pickle(weights, source.size), facts, tuple(notes), weights, {}
+        folder, config, load_pickle(weights, source.size), facts, tuple(notes), weights, {}
     )
-
-
-def _starts_as_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
-def _load_pickle(path: Path, size: int) -> dict[str, LazyTensor]:
-    """Tensors of a torch zip file, without running its code and within the file's own size."""
-    entries: list[zipfile.ZipInfo] = []
-    if _starts_as_zip(path) or zipfile.is_zipfile(
-        path
-    ):  # torch before 1.6 wrote no zip: those are only pickle and bytes
-        try:
-            with zipfile.ZipFile(path) as archive:
-                entries = archive.infolist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise CorruptInputError(f"{shown(path)}: a damaged torch file: {error}") from None
-    if any(e.compress_type != zipfile.ZIP_STORED for e in entries):
-        raise CorruptInputError(f"{shown(path)}: compressed entries in a torch file")
-    if sum(e.file_size for e in entries) > size:
-        raise CorruptInputError(f"{shown(path)}: entries larger than the file")
-    import torch
-
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises whatever a broken file provokes
-        raise CorruptInputError(
-            f"{shown(path)}: damaged, or holds more than plain tensors ({type(error).__name__})",
-            hint="never load it with an older torch: a pickle can run code",
-        ) from None
-    if not isinstance(content, dict):
-        raise CorruptInputError(f"{shown(path)}: holds no table of tensors")
-    tensors: dict[str, LazyTensor] = {}
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise CorruptInputError(f"{shown(path)}: {shown(str(name))} is not a tensor")
-        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise CorruptInputError(f"{shown(path)}: {shown(name)} is no plain tensor")
-        if not value.is_contiguous():
-            raise CorruptInputError(f"{shown(path)}: {shown(name)} is not stored contiguously")
-        try:
-            tensors[name] = from_values(value)
-        except ValueError:
-            raise CorruptInputError(
-                f"{shown(path)}: {shown(name)} is of the unknown type {value.dtype}"
-            ) from None
-    return tensors

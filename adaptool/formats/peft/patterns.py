@@ -13,6 +13,9 @@ import re._parser as parser  # type: ignore[import-not-found]
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+Part = Any
+"""A node of the tree that `re` makes of an expression; it has no types of its own."""
+
 MAX_LENGTH = 2000
 BUDGET = 500_000
 """Places looked at in one match; a real expression takes a few hundred."""
@@ -52,7 +55,7 @@ class Pattern:
         return bool(match.at(codes.AT_END, match.sequence(self._parsed, starts)))
 
 
-def _check(parsed: Iterable[tuple[Any, Any]], *, repeated: bool = False) -> None:
+def _check(parsed: Iterable[tuple[Part, Part]], *, repeated: bool = False) -> None:
     for code, argument in parsed:
         if code not in _HANDLERS:
             raise PatternError(f"an expression with {str(code).lower()}")
@@ -63,7 +66,7 @@ def _check(parsed: Iterable[tuple[Any, Any]], *, repeated: bool = False) -> None
             _check(part, repeated=repeated or again)
 
 
-def _parts(code: Any, argument: Any) -> list[Any]:
+def _parts(code: Part, argument: Part) -> list[Part]:
     if code in _REPEATS:
         return [argument[2]]
     if code is codes.BRANCH:
@@ -89,7 +92,7 @@ class _Match:
         self.text = text
         self._left = BUDGET
 
-    def sequence(self, parsed: Iterable[tuple[Any, Any]], places: Places) -> Places:
+    def sequence(self, parsed: Iterable[tuple[Part, Part]], places: Places) -> Places:
         """Where a sequence may end that begins at one of `places`."""
         for code, argument in parsed:
             self._left -= len(places) + 1
@@ -100,7 +103,7 @@ class _Match:
                 break
         return places
 
-    def repeat(self, argument: Any, places: Places) -> Places:
+    def repeat(self, argument: Part, places: Places) -> Places:
         """Between argument[0] and argument[1] times argument[2]."""
         least, most, body = argument
         for _ in range(least):
@@ -115,28 +118,28 @@ class _Match:
             count += 1
         return found
 
-    def branch(self, argument: Any, places: Places) -> Places:
+    def branch(self, argument: Part, places: Places) -> Places:
         """Any of the alternatives."""
         ends = [self.sequence(part, places) for part in argument[1]]
         return frozenset().union(*ends)
 
-    def group(self, argument: Any, places: Places) -> Places:
+    def group(self, argument: Part, places: Places) -> Places:
         """What is in the group."""
         return self.sequence(argument[3], places)
 
-    def ahead(self, argument: Any, places: Places) -> Places:
+    def ahead(self, argument: Part, places: Places) -> Places:
         """The places from which argument[1] goes on."""
         return frozenset(p for p in places if self.sequence(argument[1], frozenset({p})))
 
-    def not_ahead(self, argument: Any, places: Places) -> Places:
+    def not_ahead(self, argument: Part, places: Places) -> Places:
         """The places from which argument[1] does not go on."""
         return places - self.ahead(argument, places)
 
-    def at(self, argument: Any, places: Places) -> Places:
+    def at(self, argument: Part, places: Places) -> Places:
         """Start, end and word borders."""
         return frozenset(p for p in places if self._is_at(argument, p))
 
-    def _is_at(self, where: Any, place: int) -> bool:
+    def _is_at(self, where: Part, place: int) -> bool:
         size = len(self.text)
         if where in (codes.AT_BEGINNING, codes.AT_BEGINNING_STRING):
             return place == 0
@@ -157,7 +160,7 @@ class _Match:
         return frozenset(p + 1 for p in places if p < len(text) and accepts(text[p]))
 
 
-def _in_category(character: str, category: Any) -> bool:
+def _in_category(character: str, category: Part) -> bool:
     kind, wanted = _CATEGORIES[category]
     found = {
         "d": character.isdecimal(),
@@ -167,7 +170,7 @@ def _in_category(character: str, category: Any) -> bool:
     return found[kind] is wanted
 
 
-def _in_set(character: str, items: list[tuple[Any, Any]]) -> bool:
+def _in_set(character: str, items: list[tuple[Part, Part]]) -> bool:
     negated = items[0][0] is codes.NEGATE
     number = ord(character)
     found = False
@@ -190,7 +193,7 @@ _CATEGORIES = {
 }  # fmt: skip
 _SINGLE = (codes.LITERAL, codes.NOT_LITERAL, codes.ANY, codes.IN, codes.AT)
 _REPEATS = (codes.MAX_REPEAT, codes.MIN_REPEAT)
-_HANDLERS: Mapping[Any, Callable[[_Match, Any, Places], Places]] = {
+_HANDLERS: Mapping[Part, Callable[[_Match, Part, Places], Places]] = {
     codes.LITERAL: lambda m, a, p: m.one(lambda c: ord(c) == a, p),
     codes.NOT_LITERAL: lambda m, a, p: m.one(lambda c: ord(c) != a, p),
     codes.ANY: lambda m, _, p: m.one(lambda c: c != "\n", p),

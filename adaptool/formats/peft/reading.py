@@ -74,7 +74,7 @@ def read(path: Path, options: ReadOptions) -> Adapter:
         return _opaque(files, settings, _NO_WEIGHT_UPDATE[settings.peft_type])
     if settings.peft_type not in ("LORA", "LN_TUNING", "TRAINABLE_TOKENS"):
         raise IncompatibleError(
-            f"{shown(files.folder)}: adapters of type {shown(settings.peft_type[:60])} are not read",
+            f"{shown(files.folder)}: type {shown(settings.peft_type[:40])} is not read",
             hint="merge it with PEFT",
             code="UNSUPPORTED_METHOD",
         )

@@ -177,7 +177,7 @@ class Settings:
         init = self.raw.get("init_lora_weights")
         if isinstance(init, str) and init.lower().startswith(_MUTATING_INITS):
             raise IncompatibleError(
-                f"{shown(self.path)}: saved with init_lora_weights={shown(init[:60])}, whose base was "
+                f"{shown(self.path)}: saved with init_lora_weights={shown(init[:40])}, whose base was "
                 "changed before training",
                 hint="save it with path_initial_model_for_weight_conversion, which makes it "
                 "a plain LoRA",

@@ -25,7 +25,7 @@ from adaptool.canonical import (
 )
 from adaptool.canonical.updates import Applier
 from adaptool.errors import CorruptInputError, IncompatibleError
-from adaptool.survival import Tally
+from adaptool.merging.survival import Tally
 
 if TYPE_CHECKING:
     import torch

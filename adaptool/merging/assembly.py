@@ -1,10 +1,4 @@
-"""Checkpoint + adapters -> Checkpoint. Nothing is computed here: what comes back is lazy.
-
-    W' = W + sum_i scale_i * (U_i(W) - W)
-
-in float32 (float64 for a float64 base), rounded once to the output's type. While the result is
-written, every touched tensor measures how much of its update survived that rounding.
-"""
+"""Adapters laid onto a checkpoint: which update goes where, and what becomes of tied weights."""
 
 from __future__ import annotations
 
@@ -30,9 +24,10 @@ from adaptool.canonical import (
 )
 from adaptool.canonical.tensors import same_bytes
 from adaptool.errors import JSON, IncompatibleError, UsageError
-from adaptool.patching import Arithmetic, Patch, patch_tensor
-from adaptool.survival import Tally
-from adaptool.tying import Embeddings, embeddings_of, is_embedding, is_head, stays_tied
+from adaptool.merging.configuration import untied, with_task, with_vocabulary
+from adaptool.merging.patching import Arithmetic, Patch, patch_tensor
+from adaptool.merging.survival import Tally
+from adaptool.merging.tying import Embeddings, embeddings_of, is_embedding, is_head, stays_tied
 
 
 @dataclass(frozen=True)
@@ -122,7 +117,7 @@ def merge(
     ends = embeddings_of(base)
     for adapter, scale in adapters:
         _lay(ledger, ends, adapter, scale)
-    _sync_config(ledger, ends, [adapter for adapter, _ in adapters])
+    _follow(ledger, ends, [adapter for adapter, _ in adapters])
     how = Arithmetic(device, allow_nonfinite, Tally())
     tensors = _compute(ledger, dtype, how)
     if dtype is not None and ledger.config:
@@ -231,7 +226,7 @@ def _check_resize(site: Site, shape: tuple[int, ...], name: str, stored: tuple[i
     resizable = is_embedding(site) or is_head(site) or _is_task_head(site)
     if not resizable or shape[1:] != stored[1:]:
         raise IncompatibleError(
-            f"{site}: the adapter replaces it by {list(shape)}, the base has {list(stored)} in {name}",
+            f"{site}: the adapter brings {list(shape)}, the base has {list(stored)} in {name}",
             hint="is this the base that the adapter was trained on?",
             code="SHAPE_MISMATCH",
         )
@@ -257,10 +252,7 @@ def _untie(ledger: _Ledger, ends: Embeddings, embedding: Update | None) -> None:
         shared = embedding.value.cast(shared.dtype)
     ledger.sources.setdefault(name, shared)
     if ledger.config.get("tie_word_embeddings") is not False:
-        ledger.config["tie_word_embeddings"] = False
-        text = ledger.config.get("text_config")
-        if isinstance(text, dict) and "tie_word_embeddings" in text:
-            ledger.config["text_config"] = {**text, "tie_word_embeddings": False}
+        ledger.config = untied(ledger.config)
         ledger.notes.append(
             f"input embedding and output head were tied and differ now: {name} is written"
         )
@@ -303,32 +295,18 @@ def _refuse_unplaced(plan: Plan, adapter: Adapter, sites: list[Site]) -> None:
     )
 
 
-def _sync_config(ledger: _Ledger, ends: Embeddings, adapters: Sequence[Adapter]) -> None:
-    """Make config.json say what the tensors are: vocabulary, task head."""
-    config = ledger.config
-    if not config:
+def _follow(ledger: _Ledger, ends: Embeddings, adapters: Sequence[Adapter]) -> None:
+    """Make config.json say what the tensors are now: vocabulary, task head."""
+    if not ledger.config:
         return
-    resized = ledger.sources.get(ends.embedding or "")
-    if resized is not None and resized.shape != ledger.base.tensors[ends.embedding or ""].shape:
-        text = config.get("text_config")
-        if isinstance(text, dict) and "vocab_size" in text:
-            config["text_config"] = {**text, "vocab_size": resized.shape[0]}
-        if "vocab_size" in config or not isinstance(text, dict):
-            config["vocab_size"] = resized.shape[0]
-        ledger.notes.append(f"the vocabulary has {resized.shape[0]} entries now")
-    task = next((a.task for a in adapters if a.task in _TASK_SUFFIXES), None)
-    architectures = config.get("architectures")
-    new = [n for n in ledger.sources if n not in ledger.base.tensors]
-    if task and new and isinstance(architectures, list) and len(architectures) == 1:
-        body = str(architectures[0]).partition("For")[0].removesuffix("LMHeadModel")
-        body = body.removesuffix("Model")
-        config["architectures"] = [body + _TASK_SUFFIXES[task]]
-        labels = next((ledger.sources[n].shape[0] for n in new if n.endswith("weight")), 0)
-        stated = config.get("id2label")
-        if labels and (not isinstance(stated, dict) or len(stated) != labels):
-            config["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
-            config["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
-
-
-_TASK_SUFFIXES = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification",
-                  "QUESTION_ANS": "ForQuestionAnswering"}  # fmt: skip
+    embedding = ledger.sources.get(ends.embedding or "")
+    if embedding is not None:
+        rows = embedding.shape[0]
+        if rows != ledger.base.tensors[ends.embedding or ""].shape[0]:
+            ledger.config = with_vocabulary(ledger.config, rows)
+            ledger.notes.append(f"the vocabulary has {rows} entries now")
+    new = {n: t for n, t in ledger.sources.items() if n not in ledger.base.tensors}
+    for task in (adapter.task for adapter in adapters):
+        if task is not None and new:
+            labels = next((t.shape[0] for n, t in new.items() if n.endswith("weight")), 0)
+            ledger.config = with_task(ledger.config, task, labels)
