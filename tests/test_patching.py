@@ -160,6 +160,38 @@ def test_survival_is_measured() -> None:
     assert measured.ratio == pytest.approx(measured.stored / measured.meant)
 
 
+def test_survival_of_many_blocks_is_told_from_some() -> None:
+    weight = values(512, 64).to(torch.bfloat16)
+    update = low_rank(512, 64, 2, strength=1e-3)
+    how = Arithmetic()
+    found = merged(weight, Patch(update, 1.0, Placement("w")), how=how, block=64)
+    measured = how.tally.tensors()["w"]
+    stored = float((found.double() - weight.double()).norm())
+    assert measured.meant == pytest.approx(float(dense(update).norm()), rel=1e-5)
+    assert measured.stored == pytest.approx(stored, rel=0.05)
+
+
+def test_a_change_in_the_last_row_alone_is_seen() -> None:
+    b = torch.zeros(512, 1)
+    b[511] = 1.0
+    update = LowRank(from_values(torch.ones(1, 8)), from_values(b), 1.0)
+    for transposed in (False, True):
+        weight = torch.ones((8, 512) if transposed else (512, 8), dtype=torch.bfloat16)
+        how = Arithmetic()
+        patch = Patch(update, 1.0, Placement("w", transposed=transposed))
+        merged(weight, patch, how=how, block=8)
+        assert how.tally.tensors()["w"].stored > 0
+
+
+def test_an_overflow_outside_the_compared_blocks_is_seen() -> None:
+    weight = torch.zeros(64, 8, dtype=torch.float16)
+    b = torch.ones(64, 1)
+    b[50] = 1e6
+    update = LowRank(from_values(torch.ones(1, 8)), from_values(b), 1.0)
+    with pytest.raises(IncompatibleError, match="element 400"):
+        merged(weight, Patch(update, 1.0, Placement("w")), block=8)
+
+
 def test_an_update_below_half_a_step_does_not_survive() -> None:
     weight = torch.ones(8, 8, dtype=torch.bfloat16)
     how = Arithmetic()

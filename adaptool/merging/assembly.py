@@ -122,7 +122,7 @@ def merge(
     tensors = _compute(ledger, dtype, how)
     if dtype is not None and ledger.config:
         ledger.config["dtype" if "dtype" in ledger.config else "torch_dtype"] = dtype.value
-    touched = tuple(n for n, t in tensors.items() if t is not base.tensors.get(n))
+    touched = tuple(n for n in tensors if n in ledger.patches or n in ledger.sources)
     side = dict(base.side_files)
     if ledger.config != dict(base.config):
         side["config.json"] = (json.dumps(ledger.config, indent=2) + "\n").encode()

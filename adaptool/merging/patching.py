@@ -18,13 +18,13 @@ from adaptool.canonical import (
     DType,
     ExpertLowRank,
     LazyTensor,
-    LowRank,
     Placement,
     Update,
     Window,
 )
 from adaptool.canonical.updates import Applier
 from adaptool.errors import CorruptInputError, IncompatibleError
+from adaptool.merging.metering import Meter
 from adaptool.merging.survival import Tally
 
 if TYPE_CHECKING:
@@ -123,28 +123,26 @@ class _Patched:
         active = [b for b in bands if b.first < last and first < b.last]
         appliers = [b.update.applier(compute, device) for b in active]
         desk = _desk(device, compute, self.base.dtype, self.dtype, min(block, stop - start))
-        meant = self._meant_from_factors() if start == 0 else 0.0
-        exact = meant is not None
-        stored_square = meant_square = 0.0
-        position = start
+        meter = Meter(active)
+        row = first
         for piece in self.base.pieces(start, stop, block):
             before, total = desk.take(piece)
-            row = position // width
             grid = total.view(-1, width)
             self._apply(grid, row, active, appliers)
             after = desk.put(total)
-            stored = desk.distance(after, before)
-            if not isfinite(stored):
-                self._refuse_nonfinite(total, after, position)
-            stored_square += stored * stored
-            if not exact:
-                meant_square += desk.moved(total, before)
-            position += piece.numel()
+            end = row + grid.shape[0]
+            if meter.compares_next():
+                stored = probe = desk.distance(after, before)
+                meant = desk.moved(total, before) if meter.needs_meant else 0.0
+                meter.add(row, end, stored=stored, meant=meant)
+            else:
+                probe = desk.probe(after)
+            if not isfinite(probe):
+                self._refuse_nonfinite(total, after, row * width)
+            row = end
             yield desk.give(after)
-        if exact:
-            meant_square = meant or 0.0
         if self.patches:
-            self.how.tally.record(self.name, start, meant=meant_square, stored=stored_square)
+            meter.record(self.how.tally, self.name, start, first, last)
 
     def _apply(self, grid: torch.Tensor, row: int, bands: list[_Band],
                appliers: list[Applier]) -> None:  # fmt: skip
@@ -207,15 +205,6 @@ class _Patched:
             (outputs, inputs),
         )  # fmt: skip
 
-    def _meant_from_factors(self) -> float | None:
-        """|dW|^2 of the whole tensor from the factors alone, where no two updates overlap."""
-        bands = sorted(self._bands or (), key=lambda band: band.first)
-        if any(not isinstance(b.update, LowRank) for b in bands):
-            return None
-        if any(one.last > two.first for one, two in pairwise(bands)):
-            return None
-        return sum(_square(band) for band in bands)
-
     def _refuse_nonfinite(self, total: torch.Tensor, after: torch.Tensor, position: int) -> None:
         if self.how.allow_nonfinite or bool(after.isfinite().all()):
             return
@@ -232,19 +221,6 @@ class _Patched:
             hint="look for NaNs with `adaptool inspect --stats`, or pass --allow-nonfinite",
             code="NOT_FINITE",
         )
-
-
-def _square(band: _Band) -> float:
-    """|scale * scaling * B A|^2 = sum of (B'B) * (A A'), in float64."""
-    import torch
-
-    update = band.update
-    if not isinstance(update, LowRank):
-        raise TypeError(update.kind)
-    a, b = update.factors(torch.float64, torch.device("cpu"))
-    b = b[slice(*band.part)]
-    grams = (b.T @ b) * (a @ a.T)
-    return float(grams.sum().clamp_(min=0)) * (band.scale * update.scaling) ** 2
 
 
 class _Desk:
@@ -283,9 +259,15 @@ class _Desk:
         return float(difference.sub_(before.to(difference.dtype)).norm())
 
     def moved(self, total: torch.Tensor, before: torch.Tensor) -> float:
-        """|total - before|^2 before rounding."""
+        """|total - before|, before rounding."""
         difference = self._difference[: total.numel()].copy_(before)
-        return float(difference.sub_(total).norm()) ** 2
+        return float(difference.sub_(total).norm())
+
+    def probe(self, after: torch.Tensor) -> float:
+        """A number that is not finite if any element is not; the converse need not hold."""
+        narrow = after.dtype.itemsize < 4 and after.dtype.is_floating_point
+        wide = after if str(after.dtype) == "torch.bfloat16" or not narrow else after.float()
+        return float(wide.sum())
 
 
 class _CudaDesk(_Desk):

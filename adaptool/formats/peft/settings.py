@@ -15,6 +15,7 @@ DEFAULT_ALPHA = 8.0
 """LoraConfig's own default, for a config that does not state alpha."""
 
 _MAX_PATTERNS = 20_000
+_MAX_COST = 20_000_000  # a few seconds
 _LARGEST = 1e30
 
 KNOWN = frozenset({
@@ -46,6 +47,7 @@ class Settings:
     raw: Mapping[str, JSON]
     path: Path
     _tables: dict[str, list[tuple[Pattern, float]]] = field(default_factory=dict)
+    _spent: dict[str, int] = field(default_factory=dict)
 
     @property
     def peft_type(self) -> str:
@@ -110,12 +112,20 @@ class Settings:
 
     def _from_pattern(self, key: str, module: str) -> float | None:
         for pattern, value in self._table(key):
+            self._spend(pattern.cost, key)
             try:
                 if pattern.matches(module):
                     return value
             except PatternError as error:
                 raise CorruptInputError(f"{shown(self.path)}: {key} holds {error}") from None
         return None
+
+    def _spend(self, cost: int, key: str) -> None:
+        self._spent[key] = self._spent.get(key, 0) + cost
+        if self._spent[key] > _MAX_COST:
+            raise ResourceLimitError(
+                f"{shown(self.path)}: {key} takes too long for an adapter of so many modules"
+            )
 
     def _table(self, key: str) -> list[tuple[Pattern, float]]:
         found = self._tables.get(key)
@@ -177,8 +187,8 @@ class Settings:
         init = self.raw.get("init_lora_weights")
         if isinstance(init, str) and init.lower().startswith(_MUTATING_INITS):
             raise IncompatibleError(
-                f"{shown(self.path)}: saved with init_lora_weights={shown(init[:40])}, whose base was "
-                "changed before training",
+                f"{shown(self.path)}: saved with init_lora_weights={shown(init[:40])}, "
+                "whose base was changed before training",
                 hint="save it with path_initial_model_for_weight_conversion, which makes it "
                 "a plain LoRA",
                 code="UNSUPPORTED_VARIANT",
