@@ -16,6 +16,7 @@ from adaptool.architectures.naming import (
     normal,
 )
 from adaptool.canonical import (
+    Applicable,
     Checkpoint,
     Dora,
     ExpertLowRank,
@@ -129,7 +130,7 @@ class Plan:
             if swapped:
                 return Placement(name, transposed=True)
             raise self._misfit(site, shape, name, stored)
-        if update.additive and stored != shape:
+        if isinstance(update, Applicable) and update.additive and stored != shape:
             raise self._misfit(site, shape, name, stored)
         return Placement(name)
 

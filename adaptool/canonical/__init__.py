@@ -11,6 +11,7 @@ from adaptool.canonical.provenance import Provenance
 from adaptool.canonical.tensors import ByteSource, LazyTensor, Stored
 from adaptool.canonical.updates import (
     Addition,
+    Applicable,
     Dora,
     LowRank,
     Rebased,
@@ -23,6 +24,7 @@ from adaptool.canonical.updates import (
 __all__ = [
     "Adapter",
     "Addition",
+    "Applicable",
     "ByteSource",
     "Checkpoint",
     "DType",

@@ -8,7 +8,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
 from adaptool.canonical.tensors import LazyTensor
-from adaptool.canonical.updates import Applier, LowRank
+from adaptool.canonical.updates import LowRank
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +25,6 @@ class ExpertLowRank:
     """
 
     kind: ClassVar[str] = "experts"
-    additive: ClassVar[bool] = True
-    by_row: ClassVar[bool] = False
 
     a: LazyTensor
     b: LazyTensor
@@ -63,10 +61,6 @@ class ExpertLowRank:
     def transposed(self) -> ExpertLowRank:
         """The update of the transposed weights: A' and B' trade places."""
         return ExpertLowRank(_swapped(self.b), _swapped(self.a), self.scaling)
-
-    def applier(self, dtype: torch.dtype, device: torch.device) -> Applier:
-        """Not applied as a whole: a merge lays each expert where it is stored."""
-        raise NotImplementedError("a merge applies `expert(e)`")
 
 
 def _item(tensor: LazyTensor, index: int) -> LazyTensor:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from adaptool.canonical.tensors import LazyTensor
 
@@ -47,10 +47,6 @@ class Update(Protocol):
     """What an adapter does to one parameter."""
 
     kind: ClassVar[str]
-    additive: ClassVar[bool]
-    """U(W) - W does not depend on W."""
-    by_row: ClassVar[bool]
-    """A row of U(W) needs the whole row of W."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,6 +57,14 @@ class Update(Protocol):
     def tensors(self) -> Mapping[str, LazyTensor]:
         """The trained tensors by role."""
         ...
+
+
+@runtime_checkable
+class Applicable(Update, Protocol):
+    """An update that is applied to a weight as it is; others first become such ones."""
+
+    additive: ClassVar[bool]
+    """U(W) - W does not depend on W, so that several simply add up."""
 
     def applier(self, dtype: torch.dtype, device: torch.device) -> Applier:
         """Read the trained values; return what applies them."""
@@ -81,7 +85,6 @@ class LowRank:
 
     kind: ClassVar[str] = "low-rank"
     additive: ClassVar[bool] = True
-    by_row: ClassVar[bool] = False
 
     a: LazyTensor
     b: LazyTensor
@@ -139,7 +142,6 @@ class Dora:
 
     kind: ClassVar[str] = "dora"
     additive: ClassVar[bool] = False
-    by_row: ClassVar[bool] = True
 
     direction: LowRank
     magnitude: LazyTensor
@@ -191,7 +193,6 @@ class Replacement:
 
     kind: ClassVar[str] = "replacement"
     additive: ClassVar[bool] = False
-    by_row: ClassVar[bool] = False
 
     value: LazyTensor
 
@@ -228,7 +229,6 @@ class Addition:
 
     kind: ClassVar[str] = "addition"
     additive: ClassVar[bool] = True
-    by_row: ClassVar[bool] = False
 
     value: LazyTensor
     scaling: float = 1.0
@@ -270,7 +270,6 @@ class TokenRows:
 
     kind: ClassVar[str] = "token-rows"
     additive: ClassVar[bool] = False
-    by_row: ClassVar[bool] = False
 
     indices: tuple[int, ...]
     values: LazyTensor
@@ -308,8 +307,6 @@ class Rebased:
     """
 
     kind: ClassVar[str] = "rebased"
-    additive: ClassVar[bool] = False
-    by_row: ClassVar[bool] = False
 
     value: LazyTensor
     update: LowRank | Dora
@@ -323,10 +320,6 @@ class Rebased:
     def tensors(self) -> Mapping[str, LazyTensor]:
         """The copy and the update's tensors."""
         return {"value": self.value, **self.update.tensors}
-
-    def applier(self, dtype: torch.dtype, device: torch.device) -> Applier:
-        """Not applied to a weight: a merge streams the copy instead, then applies `update`."""
-        raise NotImplementedError("a merge takes `value` as the weight and applies `update`")
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
 
-from adaptool.canonical import LowRank, Update, Window
+from adaptool.canonical import Applicable, LowRank, Window
 from adaptool.merging.survival import Tally
 
 COMPARED = 4
@@ -21,7 +21,7 @@ COMPARED = 4
 class Band(Protocol):
     """An update on stored rows [first, last), with a strength."""
 
-    update: Update
+    update: Applicable
     scale: float
     first: int
     last: int

@@ -14,6 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from adaptool.canonical import (
+    Applicable,
     Dora,
     DType,
     ExpertLowRank,
@@ -80,7 +81,7 @@ def _matrix(shape: tuple[int, ...], *, banded: bool) -> tuple[int, int]:
 class _Band:
     """A patch that is ready to run: stored rows [first, last) and the update's own geometry."""
 
-    update: Update
+    update: Applicable
     scale: float
     first: int
     last: int
@@ -196,6 +197,8 @@ class _Patched:
         place, update = patch.placement, patch.update
         if isinstance(update, ExpertLowRank):
             update = update.expert(place.expert or 0)
+        if not isinstance(update, Applicable):
+            raise TypeError(f"a {update.kind} update is no patch")
         first, last = place.rows or (0, self.rows)
         shape = update.shape
         outputs = shape[0] if shape else 1

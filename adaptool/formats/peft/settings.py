@@ -15,7 +15,7 @@ DEFAULT_ALPHA = 8.0
 """LoraConfig's own default, for a config that does not state alpha."""
 
 _MAX_PATTERNS = 20_000
-_MAX_COST = 20_000_000  # a few seconds
+_MAX_COST = 10_000_000  # a few seconds
 _LARGEST = 1e30
 
 KNOWN = frozenset({
