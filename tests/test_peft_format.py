@@ -77,8 +77,10 @@ def test_the_first_matching_pattern_counts() -> None:
     assert config.scaling("model.layers.2.mlp.my_q_proj", 8) == 1.0
 
 
-@given(st.dictionaries(st.text(max_size=12), st.floats() | st.integers() | st.text(max_size=5) |
-                       st.none() | st.booleans() | st.lists(st.integers(), max_size=3), max_size=6))  # fmt: skip
+scalars = st.floats() | st.integers() | st.text(max_size=5) | st.none() | st.booleans()
+
+
+@given(st.dictionaries(st.text(max_size=12), scalars | st.lists(scalars, max_size=3), max_size=6))
 def test_no_config_makes_anything_but_our_errors(config: dict[str, object]) -> None:
     keys = ("r", "lora_alpha", "use_rslora", "alpha_pattern", "peft_type")
     settings = settings_of(**{**config, **dict(zip(keys, config.values(), strict=False))})
@@ -147,8 +149,14 @@ def test_patterns_name_one_module_each(tmp_path: Path) -> None:
         for leaf in ("q_proj", "my_q_proj"):
             tensors[f"layers.{index}.{leaf}.lora_A.weight"] = torch.randn(rank, 4)
             tensors[f"layers.{index}.{leaf}.lora_B.weight"] = torch.randn(4, rank)
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": True,
-              "alpha_pattern": {"layers.1.q_proj": 7}, "rank_pattern": {"layers.2.*": 4}}  # fmt: skip
+    config = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 4,
+        "use_rslora": True,
+        "alpha_pattern": {"layers.1.q_proj": 7},
+        "rank_pattern": {"layers.2.*": 4},
+    }
     one = read_adapter(write_adapter(tmp_path / "a", config, **tensors))
     convert(tmp_path / "a", tmp_path / "b", scale=0.3)
     two = read_adapter(tmp_path / "b")

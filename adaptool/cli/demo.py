@@ -10,7 +10,6 @@ import click
 from adaptool.cli.console import Console, printable
 from adaptool.cli.inspect import show_facts
 from adaptool.cli.options import common_options, console_of, examples
-from adaptool.demonstration import answer, demo_folder
 from adaptool.errors import JSON
 from adaptool.inspection import inspect
 from adaptool.jobs import merge_files
@@ -36,6 +35,8 @@ _EXAMPLES = examples(
 def demo(adapter: str, prompt: str, output: Path | None, force: bool, dry_run: bool, as_json: bool,
          quiet: bool, verbose: int) -> None:  # fmt: skip
     """Inspect a tiny trained adapter, merge it at scale 0, 0.5 and 1, and let each model answer."""
+    from adaptool.demonstration import answer, demo_folder
+
     console = console_of(as_json=as_json, quiet=quiet, verbose=verbose)
     folder = demo_folder()
     facts = inspect(folder / adapter)

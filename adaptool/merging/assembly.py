@@ -308,5 +308,6 @@ def _follow(ledger: _Ledger, ends: Embeddings, adapters: Sequence[Adapter]) -> N
     new = {n: t for n, t in ledger.sources.items() if n not in ledger.base.tensors}
     for task in (adapter.task for adapter in adapters):
         if task is not None and new:
-            labels = next((t.shape[0] for n, t in new.items() if n.endswith("weight")), 0)
+            weights = [t for n, t in new.items() if n.endswith("weight") and t.shape]
+            labels = weights[0].shape[0] if weights else 0
             ledger.config = with_task(ledger.config, task, labels)

@@ -212,7 +212,8 @@ class _Patched:
         if self.how.allow_nonfinite or bool(after.isfinite().all()):
             return
         bad = int((~after.isfinite()).nonzero()[0])
-        where = f"{self.name}, element {position + bad}"
+        file = f"{self.base.stored.source.path}: " if self.base.stored else ""
+        where = f"{file}{self.name}, element {position + bad}"
         if bool(total.isfinite().all()):
             raise IncompatibleError(
                 f"{where}: {float(total[bad]):.6g} is beyond the range of {self.dtype}",

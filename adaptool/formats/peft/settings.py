@@ -15,7 +15,7 @@ DEFAULT_ALPHA = 8.0
 """LoraConfig's own default, for a config that does not state alpha."""
 
 _MAX_PATTERNS = 20_000
-_MAX_COST = 10_000_000  # a few seconds
+_MAX_MATCHES = 2_000_000  # a few seconds
 _LARGEST = 1e30
 
 KNOWN = frozenset({
@@ -112,7 +112,7 @@ class Settings:
 
     def _from_pattern(self, key: str, module: str) -> float | None:
         for pattern, value in self._table(key):
-            self._spend(pattern.cost, key)
+            self._spend(key)
             try:
                 if pattern.matches(module):
                     return value
@@ -120,9 +120,9 @@ class Settings:
                 raise CorruptInputError(f"{shown(self.path)}: {key} holds {error}") from None
         return None
 
-    def _spend(self, cost: int, key: str) -> None:
-        self._spent[key] = self._spent.get(key, 0) + cost
-        if self._spent[key] > _MAX_COST:
+    def _spend(self, key: str) -> None:
+        self._spent[key] = self._spent.get(key, 0) + 1
+        if self._spent[key] > _MAX_MATCHES:
             raise ResourceLimitError(
                 f"{shown(self.path)}: {key} takes too long for an adapter of so many modules"
             )

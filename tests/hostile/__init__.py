@@ -1,0 +1,1 @@
+"""Inputs that are broken, or built to do harm, and what each must lead to."""
