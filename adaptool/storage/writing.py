@@ -80,6 +80,7 @@ def write_files(
                 for size in _write_piece(piece, stop):
                     if progress is not None:
                         progress(size)
+                syscalls.start_writeback(piece.fd, piece.offset, piece.content.size)
 
         def flush(file: tuple[Path, int]) -> None:
             path, fd = file
