@@ -11,11 +11,24 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from logging import ERROR
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from adaptool.errors import HubError, StorageError
-from adaptool.storage import shown
+from adaptool.canonical import Checkpoint, LazyTensor, Provenance
+from adaptool.containers._header import NAMES
+from adaptool.errors import (
+    AdaptoolError,
+    CorruptInputError,
+    HubError,
+    IncompatibleError,
+    StorageError,
+)
+from adaptool.storage import read_json, shown
+
+if TYPE_CHECKING:
+    import torch
 
 _NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,200})?$")
 
@@ -56,15 +69,63 @@ def _fetch(name: str, patterns: tuple[str, ...]) -> Path:
     repo, _, revision = name.partition("@")
     from huggingface_hub import snapshot_download
 
+    with _asking(name):
+        folder = snapshot_download(
+            repo,
+            revision=revision or None,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(NEVER),
+            max_workers=4,
+        )
+    return Path(folder)
+
+
+def describe_checkpoint(name: str) -> Checkpoint:
+    """A model on the hub from the headers of its files alone; its values cannot be read.
+
+    Raises HubError as `fetch_adapter`, IncompatibleError for a model without safetensors.
+    """
+    from huggingface_hub import get_safetensors_metadata, hf_hub_download
+    from huggingface_hub.errors import NotASafetensorsRepoError
+
+    repo, _, revision = name.partition("@")
+    with _asking(name):
+        try:
+            found = get_safetensors_metadata(repo, revision=revision or None)
+        except NotASafetensorsRepoError:
+            raise IncompatibleError(
+                f"{shown(name)}: neither an adapter nor a checkpoint is recognised here",
+                hint="it holds no adapter_config.json and no model.safetensors",
+                code="UNKNOWN_FORMAT",
+            ) from None
+        config = read_json(Path(hf_hub_download(repo, "config.json", revision=revision or None)))
+    tensors: dict[str, LazyTensor] = {}
+    for file, metadata in found.files_metadata.items():
+        for key, info in metadata.tensors.items():
+            dtype = NAMES.get(info.dtype)
+            if dtype is None or not all(type(n) is int and n >= 0 for n in info.shape):
+                raise CorruptInputError(f"{shown(name)}: {shown(file)}: {shown(key)} is no tensor")
+            tensors[key] = LazyTensor(tuple(info.shape), dtype, partial(_refuse_values, name))
+    return Checkpoint(
+        tensors=tensors,
+        container="safetensors",
+        provenance=Provenance(repo, "safetensors", {file: {} for file in found.files_metadata}),
+        config=config if isinstance(config, dict) else {},
+    )
+
+
+def _refuse_values(name: str, _start: int, _stop: int, _block: int) -> Iterator[torch.Tensor]:
+    raise HubError(f"{shown(name)}: only the headers were fetched", code="VALUES_NOT_FETCHED")
+
+
+@contextmanager
+def _asking(name: str) -> Iterator[None]:
+    """Ask the hub library about `name`; whatever it raises becomes a HubError."""
     try:
         with _quiet():
-            folder = snapshot_download(
-                repo,
-                revision=revision or None,
-                allow_patterns=list(patterns),
-                ignore_patterns=list(NEVER),
-                max_workers=4,
-            )
+            yield
+    except AdaptoolError:
+        raise
     except Exception as error:  # its errors, and those of the HTTP library below, have no root
         reason = _redacted(str(error).strip().splitlines()[0] if str(error).strip() else "")
         raise HubError(
@@ -72,7 +133,6 @@ def _fetch(name: str, patterns: tuple[str, ...]) -> Path:
             hint="check the name, your network, and HF_TOKEN for private models",
             code="HUB_REFUSED",
         ) from error
-    return Path(folder)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from adaptool import containers, formats
 from adaptool.architectures.placing import Plan
@@ -25,7 +24,7 @@ from adaptool.canonical import (
     Update,
 )
 from adaptool.errors import JSON, IncompatibleError
-from adaptool.hub import fetch_adapter, fetch_checkpoint
+from adaptool.hub import describe_checkpoint, fetch_adapter, fetch_checkpoint
 
 Facts = dict[str, JSON]
 
@@ -57,8 +56,8 @@ def inspect(path: str | os.PathLike[str], details: Details | None = None) -> Fac
     details = details or Details()
     local = fetch_adapter(os.fspath(path))
     found = formats.find(local)
-    if found is None and not Path(path).exists():  # a hub model that is no adapter
-        local = fetch_checkpoint(os.fspath(path))
+    if found is None and not os.path.lexists(path):  # a hub model that is no adapter
+        return _checkpoint(describe_checkpoint(os.fspath(path)))
     if found is not None:
         options = formats.ReadOptions(details.allow_pickle)
         return _adapter(found[0], found[1].read(local, options), details)

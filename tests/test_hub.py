@@ -88,7 +88,10 @@ class Answer(BaseHTTPRequestHandler):
         if rest[:1] != ["resolve"] or content is None:
             return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
         if with_body:
-            self.server.fetched.append(f"{repo}/{'/'.join(rest[2:])}")
+            part = self.headers.get("Range", "")
+            self.server.fetched.append(
+                f"{repo}/{'/'.join(rest[2:])}" + (f" {part}" if part else "")
+            )
         digest = hashlib.sha256(content).hexdigest()
         self.send(200, content, {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT},
                   with_body=with_body)  # fmt: skip
@@ -163,6 +166,12 @@ def test_inspect_of_a_model(hub, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     facts = json.loads(done.stdout)
     assert (facts["kind"], facts["name"]) == ("checkpoint", "org/model")
+    assert (facts["parameters"], facts["layers"]) == (1312000, 2)
+    assert facts["architecture"] == "LlamaForCausalLM"
+    # of the weights, the header alone
+    weights = [asked for asked in hub.fetched if asked.startswith("org/model/model.safetensors")]
+    assert weights == ["org/model/model.safetensors bytes=0-100000"]
+    assert "org/model/tokenizer.json" not in hub.fetched
 
 
 def test_merge_fetches_what_it_needs(hub, tmp_path, monkeypatch):
