@@ -1,4 +1,4 @@
-"""Merges of whole folders, beyond what a reference tool tells: odd bases, tokenizers, two adapters."""
+"""Merges of whole folders: odd bases, tokenizers, adapters that carry a copy of the base."""
 
 from __future__ import annotations
 

@@ -206,19 +206,23 @@ def _lay_one(ledger: _Ledger, site: Site, update: Update, scale: float, place: P
         ledger.patches[name].append(Patch(update.update, scale, replace(place, transposed=turned)))
         return
     if isinstance(update, Replacement) and update.shape != source.shape:
-        if scale != 1:
-            raise IncompatibleError(
-                f"{name}: the adapter replaces {list(source.shape)} by {list(update.shape)}, which "
-                f"cannot be done at scale {scale:g}",
-                hint="merge at scale 1",
-                code="RESIZED_AT_SCALE",
-            )
+        _require_whole(name, f"a replacement of another size ({list(update.shape)})", scale)
         if name in ledger.fresh or ledger.patches.get(name):
             raise _twice(name)
         ledger.sources[name] = update.value.cast(source.dtype)
         ledger.fresh.add(name)
         return
     ledger.patches[name].append(Patch(update, scale, place))
+
+
+def _require_whole(name: str, what: str, scale: float) -> None:
+    """Between nothing and something there is no half."""
+    if scale != 1:
+        raise IncompatibleError(
+            f"{name}: {what} cannot be taken at scale {scale:g}",
+            hint="merge at scale 1",
+            code="RESIZED_AT_SCALE",
+        )
 
 
 def _check_resize(site: Site, shape: tuple[int, ...], name: str, stored: tuple[int, ...]) -> None:
@@ -271,12 +275,7 @@ def _add_new(ledger: _Ledger, site: Site, update: Update, scale: float) -> None:
     name = str(site)
     if not isinstance(update, Replacement) or name in ledger.sources:
         raise _twice(name)
-    if scale != 1:
-        raise IncompatibleError(
-            f"{name}: a trained head that the base lacks cannot be taken at scale {scale:g}",
-            hint="merge at scale 1",
-            code="RESIZED_AT_SCALE",
-        )
+    _require_whole(name, "a trained head that the base lacks", scale)
     floating = [t.dtype for t in ledger.base.tensors.values() if t.dtype.is_floating]
     ledger.sources[name] = update.value.cast(floating[0] if floating else update.value.dtype)
     ledger.fresh.add(name)
