@@ -7,16 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from adaptool.canonical import (
-    Adapter,
-    Addition,
-    Checkpoint,
-    DType,
-    ExpertLowRank,
-    LowRank,
-    Site,
-    Update,
-)
+from adaptool.canonical import Adapter, Checkpoint, DType
 from adaptool.cards import front_matter, table
 from adaptool.containers import (
     Saved,
@@ -25,12 +16,12 @@ from adaptool.containers import (
     plan_checkpoint,
     save_checkpoint,
 )
-from adaptool.errors import JSON, IncompatibleError, UsageError
+from adaptool.errors import JSON
 from adaptool.formats import ReadOptions, WriteOptions, Written, format_for, read_adapter
 from adaptool.hub import fetch_adapter, fetch_checkpoint
 from adaptool.merging import Merge, Survival, merge
+from adaptool.processors import choose_device, one_compute_thread, worker_count
 from adaptool.records import RECORD, described, record
-from adaptool.threads import one_compute_thread, worker_count
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
@@ -228,25 +219,6 @@ def _with_record_inside(merged: Merge, inputs: list[tuple[Adapter, float]]) -> M
     return replace(merged, checkpoint=replace(merged.checkpoint, metadata=metadata))
 
 
-def choose_device(name: str) -> str:
-    """The device to compute on; "auto" takes a GPU if there is one.
-
-    Raises UsageError for a device that is not there.
-    """
-    if name == "cpu":
-        return name
-    if name != "auto" and not name.startswith("cuda"):
-        raise UsageError(f"unknown device {name!r}", hint="auto, cpu, cuda or cuda:n")
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    index = name.partition(":")[2] or "0"
-    if not index.isdigit() or int(index) >= torch.cuda.device_count():
-        raise UsageError(f"{name}: torch sees {torch.cuda.device_count()} CUDA devices")
-    return name
-
-
 def _report(merged: Merge, saved: Saved, *, dry_run: bool, workers: int = 0) -> MergeReport:
     measured = {} if dry_run else merged.tally.tensors()
     unmeasured = [n for n in merged.touched if n not in measured]
@@ -325,25 +297,8 @@ def convert(
     source = fetch_adapter(os.fspath(adapter))
     read = read_adapter(source, ReadOptions(allow_pickle))
     if scale != 1.0:
-        read = scaled(read, scale)
+        read = read.scaled(scale)
     target = Path(output)
     options = WriteOptions(DType(dtype) if dtype is not None else None, force, [source])
     module = format_for(target, to)
     return (module.plan if dry_run else module.write)(read, target, options)
-
-
-def scaled(adapter: Adapter, scale: float) -> Adapter:
-    """The adapter `scale` times as strong.
-
-    Raises IncompatibleError for an update that has no strength to change (DoRA, a trained head).
-    """
-    updates: dict[Site, Update] = {}
-    for site, update in adapter.updates.items():
-        if not isinstance(update, LowRank | ExpertLowRank | Addition):
-            raise IncompatibleError(
-                f"{site}: a {update.kind} update cannot be scaled inside an adapter",
-                hint="keep it at 1 and give the scale to `adaptool merge`",
-                code="NOT_SCALABLE",
-            )
-        updates[site] = update.scaled(scale)
-    return replace(adapter, updates=updates)

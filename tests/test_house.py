@@ -28,7 +28,7 @@ FLOORS = (
     ("errors",),
     ("version",),
     ("plugins", "canonical"),
-    ("storage", "cards", "threads"),
+    ("storage", "cards", "processors"),
     ("encodings", "architectures", "records"),
     ("containers",),
     ("merging", "statistics", "methods", "extraction", "hub"),

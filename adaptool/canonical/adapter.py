@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from adaptool.canonical.provenance import Provenance
 from adaptool.canonical.tensors import LazyTensor
-from adaptool.canonical.updates import Update
-from adaptool.errors import JSON
+from adaptool.canonical.updates import Scalable, Update
+from adaptool.errors import JSON, IncompatibleError
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -59,3 +59,19 @@ class Adapter:
         """Bytes of the trained values as stored."""
         tensors = [t for update in self.updates.values() for t in update.tensors.values()]
         return sum(t.nbytes for t in (*tensors, *self.extras.values()))
+
+    def scaled(self, scale: float) -> Adapter:
+        """This adapter `scale` times as strong; its factors stay bit for bit.
+
+        Raises IncompatibleError for an update that has no strength to change (DoRA, a head).
+        """
+        updates: dict[Site, Update] = {}
+        for site, update in self.updates.items():
+            if not isinstance(update, Scalable):
+                raise IncompatibleError(
+                    f"{site}: a {update.kind} update cannot be scaled inside an adapter",
+                    hint="keep it at 1 and give the scale to `adaptool merge`",
+                    code="NOT_SCALABLE",
+                )
+            updates[site] = update.scaled(scale)
+        return replace(self, updates=updates)

@@ -71,6 +71,15 @@ class Applicable(Update, Protocol):
         ...
 
 
+@runtime_checkable
+class Scalable(Update, Protocol):
+    """An update with a strength of its own, so that it can be made stronger without a base."""
+
+    def scaled(self, scale: float) -> Update:
+        """The same update `scale` times as strong."""
+        ...
+
+
 @dataclass(frozen=True)
 class LowRank:
     """W + scaling * B A   (LoRA, arXiv:2106.09685, eq. 3).

@@ -1,4 +1,4 @@
-"""How many workers, and one compute thread in each.
+"""Where a merge computes: on which device, with how many workers, one compute thread in each.
 
 A merge runs many small matrix products. Splitting each of them over threads makes threads wait for
 one another, at ten times the cost; so each worker computes alone and the workers run in parallel.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from adaptool.errors import UsageError
 
 MOST_WORKERS = 8
 
@@ -31,3 +33,22 @@ def one_compute_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def choose_device(name: str) -> str:
+    """The device to compute on; "auto" takes a GPU if there is one.
+
+    Raises UsageError for a device that is not there.
+    """
+    if name == "cpu":
+        return name
+    if name != "auto" and not name.startswith("cuda"):
+        raise UsageError(f"unknown device {name!r}", hint="auto, cpu, cuda or cuda:n")
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    index = name.partition(":")[2] or "0"
+    if not index.isdigit() or int(index) >= torch.cuda.device_count():
+        raise UsageError(f"{name}: torch sees {torch.cuda.device_count()} CUDA devices")
+    return name
