@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -160,11 +160,23 @@ def _run(
     threads = max(1, min(workers, len(waiting)))
     with ThreadPoolExecutor(threads, thread_name_prefix="adaptool-write") as pool:
         try:
-            for done in as_completed([pool.submit(work) for _ in range(threads)]):
-                done.result()
-        except BaseException:  # Ctrl-C too: it arrives in the waiting main thread
-            stop.set()
+            with _stopping(stop), _stopping(stop):  # a second Ctrl-C can cut the first one short
+                for done in as_completed([pool.submit(work) for _ in range(threads)]):
+                    done.result()
+        except RuntimeError as error:
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None  # it came while CPython started a thread
             raise
+
+
+@contextmanager
+def _stopping(stop: threading.Event) -> Iterator[None]:
+    """Tell the workers to stop when anything is raised, Ctrl-C in the main thread too."""
+    try:
+        yield
+    except BaseException:
+        stop.set()
+        raise
 
 
 def _write_piece(piece: _Piece, stop: threading.Event) -> Iterator[int]:

@@ -1,5 +1,6 @@
 """Plans become files, whatever their pieces and however many workers."""
 
+import os
 import random
 import signal
 import threading
@@ -157,10 +158,14 @@ def test_first_error_stops_all(tmp_path: Path, error: Exception) -> None:
 
 
 def test_interrupt_stops_all(tmp_path: Path) -> None:
+    first = threading.Lock()
+
     def produce() -> Iterator[bytes]:
         yield b"1"
-        signal.raise_signal(signal.SIGINT)
         stopped = threading.Event()
+        stopped.wait(0.2)  # the main thread waits for its workers by now
+        if first.acquire(blocking=False):
+            os.kill(os.getpid(), signal.SIGINT)
         while not stopped.wait(0.01):
             yield b""
 
