@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from adaptool.canonical.tensors import LazyTensor
+from adaptool.canonical.tensors import LazyTensor, from_recipe
 from adaptool.canonical.updates import LowRank
 
 if TYPE_CHECKING:
@@ -81,10 +81,8 @@ def _shifted(tensor: LazyTensor, offset: int, start: int, stop: int,
 def _swapped(tensor: LazyTensor) -> LazyTensor:
     """The last two of three dimensions exchanged."""
     count, rows, cols = tensor.shape
-    made = cache(lambda: tensor.values().transpose(1, 2).contiguous().reshape(-1))
-
-    def pieces(start: int, stop: int, block: int) -> Iterator[torch.Tensor]:
-        for first in range(start, stop, block):
-            yield made()[first : min(first + block, stop)]
-
-    return replace(tensor, shape=(count, cols, rows), stored=None, pieces=pieces)
+    return from_recipe(
+        (count, cols, rows),
+        tensor.dtype,
+        lambda: tensor.values().transpose(1, 2).contiguous(),
+    )

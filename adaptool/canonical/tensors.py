@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -143,6 +143,18 @@ def from_values(values: torch.Tensor) -> LazyTensor:
     flat = values.detach().contiguous().reshape(-1)
     dtype = DType(str(values.dtype).removeprefix("torch."))
     return LazyTensor(tuple(values.shape), dtype, partial(_slice_values, flat))
+
+
+def from_recipe(
+    shape: tuple[int, ...], dtype: DType, make: Callable[[], torch.Tensor]
+) -> LazyTensor:
+    """A tensor that `make` computes as a whole, once, when its values are first asked for."""
+    made = cache(lambda: make().reshape(-1))
+
+    def pieces(start: int, stop: int, block: int) -> Iterator[torch.Tensor]:
+        yield from _slice_values(made(), start, stop, block)
+
+    return LazyTensor(shape, dtype, pieces)
 
 
 def _slice_values(flat: torch.Tensor, start: int, stop: int,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adaptool.architectures.naming import INPUT_EMBEDDINGS, OUTPUT_HEADS, normal
-from adaptool.canonical import Adapter, Checkpoint, Rebased, Site, TokenRows, Update
+from adaptool.canonical import Adapter, Checkpoint, Site, TokenRows, Update
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,3 @@ def stays_tied(adapter: Adapter, embedding: Update | None, head: Update | None) 
     if adapter.ties_embeddings and embedding is not None:
         return True
     return isinstance(embedding, TokenRows) and head is None
-
-
-def base_of(update: Update | None) -> Rebased | None:
-    """The update, if it brings its own copy of the weight."""
-    return update if isinstance(update, Rebased) else None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
 from typing import TYPE_CHECKING
 
-from adaptool.canonical import DType, LazyTensor
+from adaptool.canonical import LazyTensor
+from adaptool.canonical.tensors import from_recipe
 from adaptool.errors import CorruptInputError
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ def stacked_a(a: LazyTensor, experts: int) -> LazyTensor:
 def stacked_b(b: LazyTensor, experts: int) -> LazyTensor:
     """[out, rank * experts], expert fastest -> [experts, out, rank]."""
     out, rank = b.shape[0], b.shape[1] // experts
-    return _made(
+    return from_recipe(
         (experts, out, rank),
         b.dtype,
         lambda: b.values().reshape(out, rank, experts).permute(2, 0, 1).contiguous(),
@@ -31,7 +30,7 @@ def stacked_b(b: LazyTensor, experts: int) -> LazyTensor:
 def folded_b(b: LazyTensor) -> LazyTensor:
     """[experts, out, rank] -> [out, rank * experts], expert fastest: the inverse of `stacked_b`."""
     experts, out, rank = b.shape
-    return _made(
+    return from_recipe(
         (out, rank * experts),
         b.dtype,
         lambda: b.values().permute(1, 2, 0).reshape(out, rank * experts).contiguous(),
@@ -66,15 +65,4 @@ def merged_projections(
             whole[rows, position * rank : (position + 1) * rank] = blocks[position]
         return whole
 
-    return a, _made(shape, b.dtype, spread)
-
-
-def _made(shape: tuple[int, ...], dtype: DType, make: Callable[[], torch.Tensor]) -> LazyTensor:
-    made = cache(make)
-
-    def pieces(start: int, stop: int, block: int) -> Iterator[torch.Tensor]:
-        flat = made().reshape(-1)
-        for first in range(start, stop, block):
-            yield flat[first : min(first + block, stop)]
-
-    return LazyTensor(shape, dtype, pieces)
+    return a, from_recipe(shape, b.dtype, spread)

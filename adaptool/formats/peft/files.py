@@ -16,7 +16,6 @@ from adaptool.storage import SourceFile, read_json, shown
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,6 @@ def open_files(path: Path, *, allow_pickle: bool) -> Files:
     else:
         notes.append(f"no {CONFIG}: strength is taken from PEFT's default alpha")
     source = SourceFile.open(weights)
-    if source.size >= len(_LFS) and source.read(0, len(_LFS)) == _LFS:
-        raise CorruptInputError(
-            f"{shown(weights)}: a git-LFS pointer, not the file itself",
-            hint="run `git lfs pull` in that folder",
-        )
     facts: dict[str, JSON] = {
         weights.name: {"bytes": source.size},
     }
