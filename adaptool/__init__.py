@@ -20,12 +20,22 @@ from adaptool.version import VERSION
 
 if TYPE_CHECKING:
     from adaptool.canonical import Adapter, Checkpoint, LazyTensor, LowRank
+    from adaptool.combination import Recipe, combine
+    from adaptool.comparison import compare, compare_files
     from adaptool.containers import open_checkpoint
     from adaptool.errors import AdaptoolError
+    from adaptool.extraction import extract
     from adaptool.formats import read_adapter
     from adaptool.inspection import inspect
-    from adaptool.jobs import convert, merge_files, save
+    from adaptool.jobs import convert, convert_model, merge_files, save
+    from adaptool.jobs.combining import combine_files
+    from adaptool.jobs.extracting import extract_files
+    from adaptool.jobs.reducing import reduce_file
+    from adaptool.jobs.slotting import make_slots
+    from adaptool.lowering import lower
     from adaptool.merging import merge
+    from adaptool.ranks import RankRequest
+    from adaptool.reduction import reduce
 
 __version__ = VERSION
 
@@ -35,12 +45,25 @@ _HOMES = {
     "Checkpoint": "canonical",
     "LazyTensor": "canonical",
     "LowRank": "canonical",
+    "RankRequest": "ranks",
+    "Recipe": "combination",
+    "combine": "combination",
+    "combine_files": "jobs.combining",
+    "compare": "comparison",
+    "compare_files": "comparison",
     "convert": "jobs",
+    "convert_model": "jobs",
+    "extract": "extraction",
+    "extract_files": "jobs.extracting",
     "inspect": "inspection",
+    "lower": "lowering",
+    "make_slots": "jobs.slotting",
     "merge": "merging",
     "merge_files": "jobs",
     "open_checkpoint": "containers",
     "read_adapter": "formats",
+    "reduce": "reduction",
+    "reduce_file": "jobs.reducing",
     "save": "jobs",
 }
 
@@ -50,13 +73,26 @@ __all__ = [
     "Checkpoint",
     "LazyTensor",
     "LowRank",
+    "RankRequest",
+    "Recipe",
     "__version__",
+    "combine",
+    "combine_files",
+    "compare",
+    "compare_files",
     "convert",
+    "convert_model",
+    "extract",
+    "extract_files",
     "inspect",
+    "lower",
+    "make_slots",
     "merge",
     "merge_files",
     "open_checkpoint",
     "read_adapter",
+    "reduce",
+    "reduce_file",
     "save",
 ]
 

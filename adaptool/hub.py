@@ -56,6 +56,14 @@ def fetch_checkpoint(name: str) -> Path:
     return _fetch(name, CHECKPOINT_FILES)
 
 
+def fetch_config(name: str) -> Path:
+    """The local path of a model or of its config; of a hub model only the config is fetched.
+
+    Raises as `fetch_adapter`.
+    """
+    return _fetch(name, ("config.json",))
+
+
 def _fetch(name: str, patterns: tuple[str, ...]) -> Path:
     path = Path(name)
     if os.path.lexists(path):

@@ -11,20 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from adaptool import containers, formats
-from adaptool.architectures.placing import Plan
-from adaptool.canonical import (
-    Adapter,
-    Checkpoint,
-    Dora,
-    ExpertLowRank,
-    LazyTensor,
-    LowRank,
-    Rebased,
-    Site,
-    Update,
-)
+from adaptool.architectures.speaking import plan_of, spoken_by
+from adaptool.canonical import Adapter, Checkpoint, LazyTensor, Site, Update
+from adaptool.canonical.parts import low_rank
+from adaptool.canonical.verbs import Companion
 from adaptool.errors import JSON, IncompatibleError
 from adaptool.hub import describe_checkpoint, fetch_adapter, fetch_checkpoint
+from adaptool.merging.tying import embeddings_of
 
 Facts = dict[str, JSON]
 
@@ -59,7 +52,7 @@ def inspect(path: str | os.PathLike[str], details: Details | None = None) -> Fac
     if found is None and not os.path.lexists(path):  # a hub model that is no adapter
         return _checkpoint(describe_checkpoint(os.fspath(path)))
     if found is not None:
-        options = formats.ReadOptions(details.allow_pickle)
+        options = formats.ReadOptions(details.allow_pickle, configuration=True)
         return _adapter(found[0], found[1].read(local, options), details)
     container = containers.find(local)
     if container is None:
@@ -93,22 +86,13 @@ def _adapter(format_name: str, adapter: Adapter, details: Details) -> Facts:
         "kinds": _histogram(u.kind for u in adapter.updates.values()),
         "modules": {str(s): _module(u) for s, u in adapter.updates.items()},
         "extra_tensors": list(adapter.extras),
-        "unknown_keys": _unknown(adapter.config),
+        "unknown_keys": list(adapter.unread),
         "files": dict(adapter.provenance.files),
         "notes": list(adapter.provenance.notes),
     }
     if details.against is not None or details.stats:
         _add_statistics(facts, adapter, details)
     return facts
-
-
-def low_rank(update: Update) -> LowRank | ExpertLowRank | None:
-    """The low-rank part of an update, if it has one."""
-    if isinstance(update, Rebased):
-        update = update.update
-    if isinstance(update, Dora):
-        update = update.direction
-    return update if isinstance(update, LowRank | ExpertLowRank) else None
 
 
 def _module(update: Update) -> Facts:
@@ -133,19 +117,15 @@ def _layers(updates: Mapping[Site, Update]) -> list[JSON]:
     return [*sorted(found)]
 
 
-def _unknown(config: Mapping[str, JSON]) -> list[JSON]:
-    from adaptool.formats.peft.settings import KNOWN
-
-    return [key for key in sorted(config) if key not in KNOWN]
-
-
 def _add_statistics(facts: Facts, adapter: Adapter, details: Details) -> None:
     from adaptool.statistics import measure, norm_of
 
     plan = None
     if details.against is not None:
         base = containers.open_checkpoint(fetch_checkpoint(details.against))
-        plan = Plan(base, adapter.config)
+        adapter = spoken_by(base, adapter)
+        plan = plan_of(base, adapter.config)
+        facts["modules"] = {str(site): _module(update) for site, update in adapter.updates.items()}
     unplaced: list[JSON] = []
     modules = facts["modules"]
     for site, update in adapter.updates.items():
@@ -154,9 +134,10 @@ def _add_statistics(facts: Facts, adapter: Adapter, details: Details) -> None:
             continue
         row |= measure(update)
         if plan is not None:
-            places = plan.place(site, update)
+            places = plan.place(site, plan.oriented(site, update))
             if not places:
-                unplaced.append(str(site))
+                if not isinstance(update, Companion):
+                    unplaced.append(str(site))
                 continue
             names = list(dict.fromkeys(p.tensor for p in places))
             row["tensors"] = list(names)
@@ -176,15 +157,17 @@ def _checkpoint(checkpoint: Checkpoint) -> Facts:
         "kind": "checkpoint",
         "format": checkpoint.container,
         "name": checkpoint.provenance.name,
-        "architecture": _first(checkpoint.config.get("architectures")),
+        "architecture": _first(checkpoint.config.get("architectures"))
+        or checkpoint.config.get("general.architecture"),
         "model_type": checkpoint.config.get("model_type"),
         "parameters": sum(t.count for t in tensors.values()),
         "bytes": checkpoint.nbytes,
         "tensors": len(tensors),
-        "dtypes": _histogram(t.dtype.value for t in tensors.values()),
+        "dtypes": _histogram(t.kind for t in tensors.values()),
         "layers": len({_layer(name) for name in tensors} - {None}),
-        "tied_embeddings": checkpoint.config.get("tie_word_embeddings"),
-        "quantised": "quantization_config" in checkpoint.config,
+        "tied_embeddings": embeddings_of(checkpoint).tied,
+        "quantised": "quantization_config" in checkpoint.config
+        or any(t.encoding is not None for t in tensors.values()),
         "license": checkpoint.provenance.license,
         "files": dict(checkpoint.provenance.files),
         "largest": _largest(tensors),
@@ -201,4 +184,4 @@ def _layer(name: str) -> int | None:
 
 def _largest(tensors: Mapping[str, LazyTensor]) -> list[JSON]:
     top = sorted(tensors.items(), key=lambda item: -item[1].nbytes)[:5]
-    return [{"name": n, "shape": list(t.shape), "dtype": t.dtype.value} for n, t in top]
+    return [{"name": n, "shape": list(t.shape), "dtype": t.kind} for n, t in top]

@@ -54,13 +54,13 @@ def test_quantised_weights_are_refused(weights, tmp_path: Path) -> None:
 
 
 def test_a_packed_base_is_named_as_such(tmp_path: Path) -> None:
-    config = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    config = {"quantization_config": {"quant_method": "hqq"}}
     packed = {f"{SITE}.weight": torch.zeros(8, 1, dtype=torch.uint8)}
     base = base_folder(tmp_path / "base", config, **packed)
     adapter = adapter_folder(tmp_path / "a", **factors())
     with pytest.raises(IncompatibleError) as caught:
         merge_files(base, {str(adapter): 1.0}, tmp_path / "out")
-    assert "quantised" in str(caught.value.hint)
+    assert "is quantised with 'hqq'" in str(caught.value)
 
 
 @pytest.mark.parametrize("with_tokenizer", [True, False])

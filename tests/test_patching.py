@@ -17,6 +17,7 @@ from adaptool.canonical import (
     Replacement,
     TokenRows,
 )
+from adaptool.canonical.forms import Form
 from adaptool.canonical.tensors import from_values
 from adaptool.errors import CorruptInputError, IncompatibleError
 from adaptool.merging.patching import Arithmetic, Patch, patch_tensor
@@ -38,7 +39,8 @@ def dense(update: LowRank) -> torch.Tensor:
 def merged(weight: torch.Tensor, *patches: Patch, block: int = 64, dtype: DType | None = None,
            how: Arithmetic | None = None) -> torch.Tensor:  # fmt: skip
     base = from_values(weight)
-    result = patch_tensor("w", base, patches, dtype or base.dtype, how or Arithmetic())
+    form = Form(dtype or base.dtype)
+    result = patch_tensor("w", base, patches, form, how or Arithmetic())
     pieces = [piece.clone() for piece in result.stream(block=block)]
     return torch.cat(pieces).reshape(weight.shape)
 
@@ -104,9 +106,8 @@ def test_stacked_experts(transposed: bool, block: int) -> None:
     update = ExpertLowRank(from_values(a), from_values(b), 0.5)
     weight = values(3, 4, 5)
     stored = weight.transpose(1, 2).contiguous() if transposed else weight
-    height = stored.shape[1]
     patches = [
-        Patch(update, 2.0, Placement("w", (e * height, (e + 1) * height), transposed, expert=e))
+        Patch(update, 2.0, Placement("w", slot=e, transposed=transposed, expert=e))
         for e in range(3)
     ]
     found = merged(stored, *patches, block=block)
@@ -157,7 +158,10 @@ def test_survival_is_measured() -> None:
     assert measured.stored == pytest.approx(
         float((found.double() - weight.double()).norm()), rel=1e-3
     )
-    assert measured.ratio == pytest.approx(measured.stored / measured.meant)
+    change = found.double() - weight.double()
+    along = float((change * dense(update)).sum())
+    assert measured.along == pytest.approx(along, rel=1e-3)
+    assert measured.ratio == pytest.approx(along / float(dense(update).square().sum()), rel=1e-3)
 
 
 def test_survival_of_many_blocks_is_told_from_some() -> None:

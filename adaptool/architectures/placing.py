@@ -16,17 +16,18 @@ from adaptool.architectures.naming import (
     normal,
 )
 from adaptool.canonical import (
-    Applicable,
     Checkpoint,
-    Dora,
     ExpertLowRank,
     LowRank,
     Placement,
     Rebased,
+    Replacement,
     Site,
     TokenRows,
     Update,
 )
+from adaptool.canonical.parts import looks_up
+from adaptool.canonical.verbs import Fittable
 from adaptool.errors import JSON, IncompatibleError
 
 _EXPERT = re.compile(r"^(?P<stack>.*\.experts)\.(?P<index>\d+)\.(?P<projection>\w+)$")
@@ -56,6 +57,16 @@ class Plan:
     def model_type(self) -> str:
         """The base's model_type, or an empty string."""
         return str(self.checkpoint.config.get("model_type") or "")
+
+    @property
+    def may_untie(self) -> bool:
+        """Whether programs that run such a model read an output head of its own."""
+        return True
+
+    @property
+    def may_add(self) -> bool:
+        """Whether such a model can have parameters that the base lacks: a task's head."""
+        return True
 
     def find(self, name: str) -> str | None:
         """The stored tensor that `name` means, or None.
@@ -115,24 +126,36 @@ class Plan:
         stored = self.checkpoint.tensors[name].shape
         shape = update.shape
         if isinstance(update, Rebased):
-            return Placement(name, transposed=_is_embedding(update))
+            return Placement(name, transposed=looks_up(update.update))
         if isinstance(update, TokenRows):
             if shape[1:] != stored[1:] or shape[0] > stored[0]:
                 raise self._misfit(site, shape, name, stored)
             return Placement(name)
-        low_rank = update.direction if isinstance(update, Dora) else update
-        if isinstance(low_rank, LowRank):
-            swapped = len(shape) == 2 and stored == shape[::-1]
-            if low_rank.embedding and swapped:
-                return Placement(name, transposed=True)
-            if stored == shape and not low_rank.embedding:
-                return Placement(name, transposed=swapped and self._is_conv1d(site))
-            if swapped:
-                return Placement(name, transposed=True)
-            raise self._misfit(site, shape, name, stored)
-        if isinstance(update, Applicable) and update.additive and stored != shape:
-            raise self._misfit(site, shape, name, stored)
-        return Placement(name)
+        if isinstance(update, Replacement):  # of another size: a resized vocabulary, a new head
+            return Placement(name)
+        swapped = len(shape) == 2 and stored == shape[::-1]
+        if looks_up(update) and swapped:
+            return Placement(name, transposed=True)
+        if stored == shape and not looks_up(update):
+            return Placement(name, transposed=swapped and self._is_conv1d(site))
+        if swapped:
+            return Placement(name, transposed=True)
+        raise self._misfit(site, shape, name, stored)
+
+    def shape_of(self, site: Site, update: Fittable) -> tuple[int, ...] | None:
+        """[out, in, *kernel] of the site's weight, if the base has it.
+
+        Raises IncompatibleError if the update cannot be one of that weight.
+        """
+        name = self.find(str(site))
+        if name is None:
+            return None
+        stored = self.checkpoint.tensors[name].shape
+        swapped = len(stored) == 2 and self._is_conv1d(site)
+        shape = stored[::-1] if swapped else stored
+        if not update.fits(shape):
+            raise self._misfit(site, update.shape, name, stored)
+        return shape
 
     def _is_conv1d(self, site: Site) -> bool:
         """Whether a square weight is stored transposed: by architecture, else by the flag."""
@@ -151,10 +174,8 @@ class Plan:
             if not straight and not swapped:
                 raise self._misfit(site, update.shape, name, stored)
             turned = swapped and (not straight or self.model_type in TRANSPOSED_EXPERTS)
-            height = stored[1]
             return tuple(
-                Placement(name, (e * height, (e + 1) * height), turned, expert=e)
-                for e in range(experts)
+                Placement(name, slot=e, transposed=turned, expert=e) for e in range(experts)
             )
         if site.parameter == "gate_up_proj":
             half = rows // 2
@@ -188,8 +209,7 @@ class Plan:
         halves = 2 if projection in _HALVES else 1
         if expert >= stored[0] or stored[1:] != (rows * halves, cols):
             raise self._misfit(site, update.shape, name, stored)
-        first = expert * stored[1] + half * rows
-        return (Placement(name, (first, first + rows)),)
+        return (Placement(name, slot=expert, rows=(half * rows, (half + 1) * rows)),)
 
     def closest(self, site: Site) -> list[str]:
         """A few stored names that look most like the site's."""
@@ -204,12 +224,8 @@ class Plan:
         if "quantization_config" in self.checkpoint.config:
             hint = "the base is quantised: merge into the model that it was made from"
         return IncompatibleError(
-            f"{site}: the adapter expects {list(shape)}, the base has {list(stored)} in {name}",
+            f"{site}: the adapter expects {list(shape) or 'another shape'}, the base has "
+            f"{list(stored)} in {name}",
             hint=hint,
             code="SHAPE_MISMATCH",
         )
-
-
-def _is_embedding(update: Rebased) -> bool:
-    inner = update.update
-    return (inner.direction if isinstance(inner, Dora) else inner).embedding

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from adaptool.canonical.provenance import Provenance
+from adaptool.canonical.site import Site
 from adaptool.canonical.tensors import LazyTensor
-from adaptool.canonical.updates import Scalable, Update
+from adaptool.canonical.verbs import Scalable, Update
 from adaptool.errors import JSON, IncompatibleError
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class Site:
-    """One parameter of a model: `Site("model.layers.0.self_attn.q_proj", "weight")`."""
-
-    module: str
-    parameter: str = "weight"
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.parameter}" if self.module else self.parameter
 
 
 @dataclass(frozen=True)
@@ -32,9 +22,12 @@ class Adapter:
         base: name of the base model as the file states it; never opened because of that.
         provenance: where the adapter came from.
         config: the configuration as read, for inspection and lossless rewriting.
+        unread: keys of the configuration that no version of the format is known to have.
         extras: tensors that are no weight update (prompt embeddings), by their own names.
         unmergeable: why this adapter has no fixed weight update, or None.
         task: PEFT's task type ("SEQ_CLS" ...) when the file states one.
+        naming: whose names the sites bear: "huggingface", or "gguf" (llama.cpp's tensors, in
+            whose row order the factors then are).
         ties_embeddings: the input embedding's update holds for a tied output head as well.
     """
 
@@ -43,22 +36,27 @@ class Adapter:
     base: str | None
     provenance: Provenance
     config: Mapping[str, JSON] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
     extras: Mapping[str, LazyTensor] = field(default_factory=dict)
     unmergeable: str | None = None
     ties_embeddings: bool = False
     task: str | None = None
+    naming: str = "huggingface"
 
     @property
     def parameters(self) -> int:
         """Number of trained values."""
-        tensors = [t for update in self.updates.values() for t in update.tensors.values()]
-        return sum(t.count for t in (*tensors, *self.extras.values()))
+        return sum(tensor.count for tensor in self._distinct())
 
     @property
     def nbytes(self) -> int:
         """Bytes of the trained values as stored."""
+        return sum(tensor.nbytes for tensor in self._distinct())
+
+    def _distinct(self) -> Iterable[LazyTensor]:
+        """Every tensor once: several updates may be made of the same one."""
         tensors = [t for update in self.updates.values() for t in update.tensors.values()]
-        return sum(t.nbytes for t in (*tensors, *self.extras.values()))
+        return {id(tensor): tensor for tensor in (*tensors, *self.extras.values())}.values()
 
     def scaled(self, scale: float) -> Adapter:
         """This adapter `scale` times as strong; its factors stay bit for bit.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import prod, sqrt
 from typing import TYPE_CHECKING
 
-from adaptool.canonical.tensors import from_values
+from adaptool.canonical.tensors import LazyTensor, from_values
 from adaptool.canonical.updates import LowRank
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def decompose(update: LowRank) -> Spectrum:
     a, b = _factors(update)
     left, right = torch.linalg.qr(b), torch.linalg.qr(a.T)
     u, s, vt = torch.linalg.svd(left.R @ right.R.T * update.scaling, full_matrices=False)
-    return Spectrum(left.Q @ u, s, vt @ right.Q.T)
+    # Q comes column-major: products with its transpose run eight times as fast
+    return Spectrum((u.T @ left.Q.T).T, s, vt @ right.Q.T)
 
 
 def add(parts: Sequence[tuple[LowRank, float]]) -> LowRank:
@@ -71,22 +72,45 @@ def add(parts: Sequence[tuple[LowRank, float]]) -> LowRank:
     factors = [(*_factors(update), weight * update.scaling) for update, weight in parts]
     a = torch.cat([a for a, _, _ in factors])
     b = torch.cat([b * strength for _, b, strength in factors], dim=1)
-    return _made(first, a, b)
+    return replace(first, a=_single(a.reshape(-1, *first.a.shape[1:])), b=_single(b), scaling=1.0)
 
 
 def truncate(update: LowRank, rank: int) -> LowRank:
     """The best approximation of at most `rank` in the Frobenius norm (Eckart and Young 1936).
 
-    The factors come back balanced, each with the square roots of the singular values, which
-    serves narrow types best; the scaling is 1.
+    Raises ValueError for a rank below 1.
+    """
+    return from_spectrum(decompose(update), rank, update.a.shape[2:], update.embedding)
+
+
+def from_spectrum(
+    spectrum: Spectrum, rank: int, kernel: tuple[int, ...] = (), embedding: bool = False
+) -> LowRank:
+    """The leading `rank` values of a spectrum as float32 factors, with scaling 1.
+
+    Both factors carry the square roots of the singular values: equal norms serve narrow types
+    best. A spectrum of fewer values gives fewer.
+
+    Args:
+        spectrum: of a matrix [out, in * kernel].
+        rank: at least 1.
+        kernel: trailing sizes of a convolution's weight.
+        embedding: the weight is stored as [in, out], one row per token.
 
     Raises ValueError for a rank below 1.
     """
     if rank < 1:
         raise ValueError("a rank is at least 1")
-    spectrum = decompose(update)
     root = spectrum.s[:rank].sqrt()
-    return _made(update, root[:, None] * spectrum.vt[:rank], spectrum.u[:, :rank] * root)
+    a, b = root[:, None] * spectrum.vt[:rank], spectrum.u[:, :rank] * root
+    shape = (len(root), spectrum.vt.shape[1] // prod(kernel), *kernel)
+    return LowRank(_single(a.reshape(shape)), _single(b), 1.0, embedding)
+
+
+def inner(one: LowRank, two: LowRank) -> float:
+    """<dW1, dW2> = scaling1 * scaling2 * tr((B1' B2) (A2 A1')), in float64."""
+    (a1, b1), (a2, b2) = _factors(one), _factors(two)
+    return float(((b1.T @ b2) * (a1 @ a2.T)).sum()) * one.scaling * two.scaling
 
 
 def truncation_error(values: torch.Tensor, rank: int) -> float:
@@ -100,6 +124,5 @@ def _factors(update: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
     return update.factors(torch.float64, torch.device("cpu"))
 
 
-def _made(like: LowRank, a: torch.Tensor, b: torch.Tensor) -> LowRank:
-    shaped = a.float().reshape(a.shape[0], *like.a.shape[1:])
-    return replace(like, a=from_values(shaped), b=from_values(b.float().contiguous()), scaling=1.0)
+def _single(values: torch.Tensor) -> LazyTensor:
+    return from_values(values.float().contiguous())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from adaptool.errors import UsageError
+
 if TYPE_CHECKING:
     import torch
 
@@ -73,3 +75,24 @@ _MERGEABLE = frozenset({
     DType.FLOAT64, DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16,
     DType.FLOAT8_E4M3, DType.FLOAT8_E5M2, DType.FLOAT8_E4M3FNUZ, DType.FLOAT8_E5M2FNUZ,
 })  # fmt: skip
+
+
+SHORT_NAMES = {
+    "f64": DType.FLOAT64, "f32": DType.FLOAT32, "f16": DType.FLOAT16, "bf16": DType.BFLOAT16,
+}  # fmt: skip
+"""What people call the types that factors and weights are written in."""
+
+
+def dtype_named(name: str) -> DType | None:
+    """The floating-point type of that short or full name; None if it is none of these."""
+    text = name.lower()
+    found = SHORT_NAMES.get(text)
+    return found or next((dtype for dtype in SHORT_NAMES.values() if dtype == text), None)
+
+
+def element_type(name: str) -> DType:
+    """The same. Raises UsageError for any other name."""
+    found = dtype_named(name)
+    if found is None:
+        raise UsageError(f"unknown type {name!r}", hint=f"one of: {', '.join(SHORT_NAMES)}")
+    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from adaptool.canonical.tensors import LazyTensor, from_recipe
+from adaptool.canonical.tensors import LazyTensor, transposed
 from adaptool.canonical.updates import LowRank
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class ExpertLowRank:
 
     def transposed(self) -> ExpertLowRank:
         """The update of the transposed weights: A' and B' trade places."""
-        return ExpertLowRank(_swapped(self.b), _swapped(self.a), self.scaling)
+        return ExpertLowRank(transposed(self.b), transposed(self.a), self.scaling)
 
 
 def _item(tensor: LazyTensor, index: int) -> LazyTensor:
@@ -76,13 +76,3 @@ def _item(tensor: LazyTensor, index: int) -> LazyTensor:
 def _shifted(tensor: LazyTensor, offset: int, start: int, stop: int,
              block: int) -> Iterator[torch.Tensor]:  # fmt: skip
     yield from tensor.pieces(start + offset, stop + offset, block)
-
-
-def _swapped(tensor: LazyTensor) -> LazyTensor:
-    """The last two of three dimensions exchanged."""
-    count, rows, cols = tensor.shape
-    return from_recipe(
-        (count, cols, rows),
-        tensor.dtype,
-        lambda: tensor.values().transpose(1, 2).contiguous(),
-    )

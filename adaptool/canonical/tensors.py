@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from adaptool.canonical.dtypes import DType
+from adaptool.canonical.forms import Encoding, Form
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 BLOCK = 256 * 1024
 """Elements of one streamed block: small enough that all its copies stay in a core's L2 cache."""
 
+
+ENCODED_BLOCK = 512 * 1024
+"""The same for block encodings: so many that threads seldom wait for the interpreter."""
 
 _COMPARED = 1 << 20
 """Bytes compared at a time."""
@@ -37,7 +41,7 @@ class ByteSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Contiguous bytes of a file, in the tensor's own dtype, row-major, little-endian."""
+    """Contiguous bytes of a file: row-major and little-endian, or in the tensor's encoding."""
 
     source: ByteSource
     offset: int
@@ -59,6 +63,8 @@ class LazyTensor:
             valid until the next one is asked for: its buffer is used again.
         stored: where the bytes lie, when they can be copied as they are; else None.
         block: elements per piece that this tensor streams best.
+        encoding: how the bytes that are written are packed; None: as `dtype` lies in memory.
+        packed: like `pieces`, but yields the bytes (uint8) of an encoded tensor.
     """
 
     shape: tuple[int, ...]
@@ -66,6 +72,8 @@ class LazyTensor:
     pieces: Stream
     stored: Stored | None = None
     block: int = BLOCK
+    encoding: Encoding | None = None
+    packed: Stream | None = None
 
     @property
     def count(self) -> int:
@@ -74,8 +82,19 @@ class LazyTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values, packed."""
-        return self.dtype.nbytes(self.count)
+        """Bytes of the tensor as it is written."""
+        return self.nbytes_of(self.count)
+
+    def nbytes_of(self, count: int) -> int:
+        """Bytes of `count` elements (whole blocks of them) as they are written."""
+        if self.encoding is not None:
+            return count // self.encoding.block * self.encoding.size
+        return self.dtype.nbytes(count)
+
+    @property
+    def kind(self) -> str:
+        """What the written values are: the encoding's name, else the dtype's."""
+        return self.encoding.name if self.encoding is not None else self.dtype.value
 
     @property
     def row(self) -> int:
@@ -88,6 +107,15 @@ class LazyTensor:
         size = self.block if block is None else block
         stop = self.count if stop is None else stop
         return self.pieces(start, stop, max(size // align, 1) * align)
+
+    def bytes(self, start: int = 0, stop: int | None = None) -> Iterator[memoryview]:
+        """Yield the bytes of the elements start..stop as they are written.
+
+        A buffer is valid until the next one is asked for.
+        """
+        stop = self.count if stop is None else stop
+        for piece in (self.packed or self.pieces)(start, stop, self.block):
+            yield byte_view(piece)
 
     def values(self) -> torch.Tensor:
         """The whole tensor in memory, in its own dtype and shape."""
@@ -106,11 +134,36 @@ class LazyTensor:
             raise ValueError(f"{self.shape} does not reshape to {shape}")
         return replace(self, shape=shape)
 
+    @property
+    def form(self) -> Form:
+        """How the values are written."""
+        return Form(self.dtype, self.encoding)
+
+    def written(self, form: Form) -> LazyTensor:
+        """The same values in another form, rounded when they are streamed; whole rows at a time.
+
+        Raises ValueError if rows do not consist of whole blocks of the form's encoding.
+        """
+        encoding = form.encoding
+        if encoding is None:
+            return self.cast(form.dtype)
+        if encoding == self.encoding and form.seed is None:
+            return self
+        if not self.shape or self.shape[-1] % encoding.block:
+            raise ValueError(f"rows of {self.shape} are no blocks of {encoding.block}")
+        form = form.fitted(self)
+        encoding = form.encoding or encoding
+        packed = partial(_encode, self, form)
+        return replace(self, dtype=form.dtype, stored=None, block=ENCODED_BLOCK,
+                       encoding=encoding, packed=packed,
+                       pieces=partial(_decode, packed, encoding))  # fmt: skip
+
     def cast(self, dtype: DType) -> LazyTensor:
         """The same values, rounded to `dtype` when they are streamed."""
-        if dtype == self.dtype:
+        if dtype == self.dtype and self.encoding is None:
             return self
-        return replace(self, dtype=dtype, stored=None, pieces=partial(_cast, self, dtype))
+        return replace(self, dtype=dtype, stored=None, pieces=partial(_cast, self, dtype),
+                       encoding=None, packed=None)  # fmt: skip
 
 
 def _cast(tensor: LazyTensor, dtype: DType, start: int, stop: int,
@@ -138,6 +191,39 @@ def _read_stored(stored: Stored, dtype: DType, start: int, stop: int,
         yield values[:count]
 
 
+def from_packed(stored: Stored, shape: tuple[int, ...], encoding: Encoding) -> LazyTensor:
+    """A tensor whose values are what the bytes at `stored` decode to."""
+    packed = partial(_read_packed, stored, encoding)
+    return LazyTensor(
+        shape, DType.FLOAT32, partial(_decode, packed, encoding), stored, ENCODED_BLOCK,
+        encoding, packed,
+    )  # fmt: skip
+
+
+def _read_packed(stored: Stored, encoding: Encoding, start: int, stop: int,
+                 block: int) -> Iterator[torch.Tensor]:  # fmt: skip
+    first, last = (p // encoding.block * encoding.size for p in (start, stop))
+    step = max(block // encoding.block, 1) * encoding.size
+    yield from _read_stored(replace(stored, offset=stored.offset + first), DType.UINT8,
+                            0, last - first, step)  # fmt: skip
+
+
+def _decode(packed: Stream, encoding: Encoding, start: int, stop: int,
+            block: int) -> Iterator[torch.Tensor]:  # fmt: skip
+    for piece in packed(start, stop, block):
+        yield encoding.decode(piece)
+
+
+def _encode(tensor: LazyTensor, form: Form, start: int, stop: int,
+            block: int) -> Iterator[torch.Tensor]:  # fmt: skip
+    width = tensor.shape[-1]
+    height = tensor.shape[-2] if len(tensor.shape) > 1 else 1
+    position = start
+    for piece in tensor.pieces(start, stop, max(block // width, 1) * width):
+        yield form.pack(piece.float().view(-1, width), position, height)
+        position += piece.numel()
+
+
 def from_values(values: torch.Tensor) -> LazyTensor:
     """A tensor that is already in memory."""
     flat = values.detach().contiguous().reshape(-1)
@@ -157,6 +243,17 @@ def from_recipe(
     return LazyTensor(shape, dtype, pieces)
 
 
+def transposed(tensor: LazyTensor) -> LazyTensor:
+    """The last two dimensions exchanged; computed as a whole, so for small tensors."""
+    *before, rows, cols = tensor.shape
+    make = partial(_transpose, tensor)
+    return from_recipe((*before, cols, rows), tensor.dtype, make)
+
+
+def _transpose(tensor: LazyTensor) -> torch.Tensor:
+    return tensor.values().mT.contiguous()
+
+
 def _slice_values(flat: torch.Tensor, start: int, stop: int,
                   block: int) -> Iterator[torch.Tensor]:  # fmt: skip
     for first in range(start, stop, block):
@@ -174,7 +271,7 @@ def same_bytes(one: LazyTensor, other: LazyTensor) -> bool:
     """Whether two tensors have the same type, shape and stored bytes; False for computed ones."""
     if one.stored is None or other.stored is None or one.stored.size != other.stored.size:
         return False
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
+    if (one.shape, one.kind) != (other.shape, other.kind):
         return False
     buffers = bytearray(_COMPARED), bytearray(_COMPARED)
     for start in range(0, one.stored.size, _COMPARED):

@@ -1,83 +1,18 @@
-"""What an adapter does to one weight.
-
-The verb is `apply`, not `delta`: DoRA, a replaced head or a rotation are not deltas. Every
-update moves a weight from W (scale 0) towards U(W) (scale 1):
-
-    apply(W, scale) = W + scale * (U(W) - W)
-
-so scale 0 is the base, a negative scale un-applies, and for a low-rank update this is the
-familiar W + scale * scaling * B A.  Weights are seen in PEFT's orientation: one row per
-output, [out, in]; how a checkpoint stores them is a Placement's business.
-"""
+"""The kinds of updates that most adapters consist of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from adaptool.canonical.tensors import LazyTensor
+from adaptool.canonical.verbs import Applier, Update, Window
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The part of a weight [out, in] that is in hand: `rows` and `cols`, both [start, stop)."""
-
-    rows: slice
-    cols: slice
-    shape: tuple[int, int]
-
-    @property
-    def has_whole_rows(self) -> bool:
-        """Whether every row is complete."""
-        return (self.cols.start, self.cols.stop) == (0, self.shape[1])
-
-
-Applier = Callable[["torch.Tensor", Window, float], "torch.Tensor"]
-"""`apply(weight, window, scale)`: weight is a float32 or float64 view [rows, cols] of the
-window, which may be changed in place; the result has the same shape."""
-
-
-class Update(Protocol):
-    """What an adapter does to one parameter."""
-
-    kind: ClassVar[str]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the weight it fits."""
-        ...
-
-    @property
-    def tensors(self) -> Mapping[str, LazyTensor]:
-        """The trained tensors by role."""
-        ...
-
-
-@runtime_checkable
-class Applicable(Update, Protocol):
-    """An update that is applied to a weight as it is; others first become such ones."""
-
-    additive: ClassVar[bool]
-    """U(W) - W does not depend on W, so that several simply add up."""
-
-    def applier(self, dtype: torch.dtype, device: torch.device) -> Applier:
-        """Read the trained values; return what applies them."""
-        ...
-
-
-@runtime_checkable
-class Scalable(Update, Protocol):
-    """An update with a strength of its own, so that it can be made stronger without a base."""
-
-    def scaled(self, scale: float) -> Update:
-        """The same update `scale` times as strong."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -318,7 +253,7 @@ class Rebased:
     kind: ClassVar[str] = "rebased"
 
     value: LazyTensor
-    update: LowRank | Dora
+    update: Update
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -329,6 +264,31 @@ class Rebased:
     def tensors(self) -> Mapping[str, LazyTensor]:
         """The copy and the update's tensors."""
         return {"value": self.value, **self.update.tensors}
+
+
+@runtime_checkable
+class LowRankable(Update, Protocol):
+    """An update that is a plain low-rank one, written down in another way."""
+
+    tells_shape: ClassVar[bool]
+    """Its tensors tell the shape of its weight, so that no base has to."""
+
+    def low_rank(self) -> LowRank | None:
+        """The same update as A and B, exactly; None if it has no such form.
+
+        Nor has it one before a base has told the shape, unless it `tells_shape`.
+        """
+        ...
+
+
+@runtime_checkable
+class RankBounded(Update, Protocol):
+    """An update that looks at the weight and adds a matrix of low rank to it."""
+
+    @property
+    def most_rank(self) -> int:
+        """U(W) - W has at most this rank, whatever W is."""
+        ...
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
+from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
 import click
 
 from adaptool.cli.console import Console
-from adaptool.cli.convert import convert
-from adaptool.cli.demo import demo
-from adaptool.cli.inspect import inspect
-from adaptool.cli.merge import merge
 from adaptool.errors import AdaptoolError
 from adaptool.version import VERSION
 
@@ -27,6 +24,11 @@ HELP = """Move LoRA-style adapters between formats and merge them into models.
   adaptool inspect ADAPTER             what is in it
   adaptool merge BASE ADAPTER -o OUT   put it into a model
   adaptool convert ADAPTER -o OTHER    another format, type or strength
+  adaptool combine A=0.7 B=0.3 -o OUT  several adapters as one
+  adaptool reduce ADAPTER -o SMALLER   smaller ranks: by size, error or energy
+  adaptool diff ADAPTER OTHER          how alike two adapters are
+  adaptool extract BASE TUNED -o OUT   what a fine-tune changed, as an adapter
+  adaptool slots MODEL.onnx -o OUT     adapters that swap while a model runs
   adaptool demo                        see a merge work, in a minute
 
 Inputs are paths, or hub models as org/name[@revision]. Results appear whole or not at all.
@@ -42,14 +44,45 @@ Shell completion (bash; zsh and fish alike):
 """
 
 
-@click.group(help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION, prog_name="adaptool")
-def group() -> None:
-    """Hold the commands."""
+NAMES = ("inspect", "merge", "convert", "combine", "reduce", "diff", "extract", "slots", "demo")
+"""A command is the function of its name in the module of its name."""
 
 
-for command in (inspect, merge, convert, demo):
-    group.add_command(command)
+class Commands(MutableMapping[str, click.Command]):
+    """Commands by name, each imported when it is asked for: one need not wait for the others."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._loaded and name in NAMES:
+            self._loaded[name] = getattr(import_module(f"{__name__}.{name}"), name)
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(NAMES)
+
+    def __len__(self) -> int:
+        return len(NAMES)
+
+
+class Group(click.Group):
+    """All commands; its help lists them in its own words, without importing them."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Add nothing to the help text."""
+
+
+group = Group(
+    "adaptool", Commands(), help=HELP, context_settings={"help_option_names": ["-h", "--help"]}
+)
+click.version_option(VERSION, prog_name="adaptool")(group)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

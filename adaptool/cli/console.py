@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -161,3 +162,12 @@ def size(count: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def common_start(names: list[str]) -> str:
+    """The leading steps that all paths have in common, with the dot behind them."""
+    if len(names) < 2:
+        return ""
+    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    steps = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+    return ".".join([*steps, ""])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from os.path import commonpath
-
 import click
 
-from adaptool.cli.console import Console, size
+from adaptool.cli.console import Console, common_start, size
 from adaptool.cli.options import common_options, console_of, examples
 from adaptool.errors import JSON
 from adaptool.inspection import Details, Facts
@@ -121,7 +119,7 @@ def _show_modules(console: Console, facts: Facts) -> None:
     ]  # fmt: skip
     rows = [m for m in modules.values() if isinstance(m, dict)]
     used = [(label, key) for label, key in columns if any(key in row for row in rows)]
-    shared = _shared_prefix(list(modules))
+    shared = common_start(list(modules))
     console.table(
         ("module", *(label for label, _ in used)),
         [
@@ -134,12 +132,6 @@ def _show_modules(console: Console, facts: Facts) -> None:
         ],
         f"in {shared.rstrip('.')}" if shared else "",
     )
-
-
-def _shared_prefix(names: list[str]) -> str:
-    """The leading steps that all paths have in common, with the dot behind them."""
-    steps, dot, _ = commonpath(names).rpartition(".")
-    return steps + dot if len(names) > 1 else ""
 
 
 def _cell(value: JSON) -> str:

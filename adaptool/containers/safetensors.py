@@ -8,30 +8,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from adaptool.canonical import Checkpoint, LazyTensor, Provenance
 from adaptool.canonical.provenance import origin
-from adaptool.canonical.tensors import byte_view
 from adaptool.containers import Saved, SaveOptions
+from adaptool.containers._content import content_of, fill_files, verify_sources
 from adaptool.containers._header import read_header, write_header
+from adaptool.containers._output import Output, side_files
 from adaptool.errors import JSON, AdaptoolError, CorruptInputError, IncompatibleError
 from adaptool.storage import (
     Bytes,
-    Chunk,
-    Computed,
-    Copy,
     Extent,
     FilePlan,
     SourceFile,
-    Staging,
     inside,
     read_json,
     shown,
-    write_files,
 )
 
 suffixes = (".safetensors",)
@@ -40,9 +35,6 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 INDEX_LIMIT = 64 << 20
 _CARD_HEAD = 65536
-CHUNK = 16 << 20
-"""Elements that one worker computes in one go."""
-
 _LEFT_BEHIND = (
     ".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf",
     ".onnx", ".onnx_data", ".npz", ".tmp", ".lock",
@@ -194,27 +186,9 @@ def _side_files(folder: Path) -> dict[str, Path | bytes]:
     return kept
 
 
-@dataclass(frozen=True)
-class _Output:
-    """Planned files of an output, and its small files with content in memory."""
-
-    plans: tuple[FilePlan, ...]
-    small: dict[str, bytes]
-    is_folder: bool
-
-    @property
-    def nbytes(self) -> int:
-        return sum(plan.size for plan in self.plans) + sum(map(len, self.small.values()))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (*(plan.name for plan in self.plans), *self.small)
-
-
 def plan(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Saved:
     """What `save` would write, without writing."""
-    output = _lay_out(checkpoint, path, options)
-    return Saved(path, output.nbytes, output.names)
+    return _lay_out(checkpoint, path, options).planned(path)
 
 
 def save(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Saved:
@@ -225,21 +199,7 @@ def save(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Saved:
         Whatever a tensor's values raise while they are computed.
     """
     output = _lay_out(checkpoint, path, options)
-    with Staging(
-        path,
-        kind="directory" if output.is_folder else "file",
-        required=output.nbytes,
-        inputs=options.inputs,
-        force=options.force,
-    ) as staging:
-        write_files(staging, output.plans, workers=options.workers, progress=options.progress)
-        records = options.approve()
-        if output.is_folder:
-            for name, content in {**output.small, **records}.items():
-                staging.write_file(name, content)
-        _verify_inputs(checkpoint)
-        staging.commit()
-        return Saved(path, output.nbytes, output.names, staging.stale)
+    return output.write(path, options, partial(verify_sources, checkpoint.tensors.values()))
 
 
 def size_of_file(tensors: dict[str, LazyTensor], metadata: dict[str, str]) -> int:
@@ -252,50 +212,35 @@ def save_file(
     name: str,
     tensors: dict[str, LazyTensor],
     metadata: dict[str, str],
+    small: Mapping[str, bytes],
     options: SaveOptions,
 ) -> Saved:
-    """Write a folder with one .safetensors file and the small files that `approve` returns."""
-    planned = _plan_file(name, tensors, metadata)
-    with Staging(
-        folder,
-        kind="directory",
-        required=planned.size,
-        inputs=options.inputs,
-        force=options.force,
-    ) as staging:
-        write_files(staging, [planned], workers=options.workers, progress=options.progress)
-        small = options.approve()
-        for key, content in small.items():
-            staging.write_file(key, content)
-        staging.commit()
-    nbytes = planned.size + sum(map(len, small.values()))
-    return Saved(folder, nbytes, (name, *small), staging.stale)
+    """Write a folder with one .safetensors file and small files with content in memory."""
+    output = Output((_plan_file(name, tensors, metadata),), small, is_folder=True)
+    return output.write(folder, options, partial(verify_sources, tensors.values()))
 
 
-def _verify_inputs(checkpoint: Checkpoint) -> None:
-    sources = {t.stored.source for t in checkpoint.tensors.values() if t.stored}
-    for source in sources:
-        if isinstance(source, SourceFile):
-            source.verify_unchanged()
-
-
-def _lay_out(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> _Output:
+def _lay_out(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Output:
     is_folder = path.suffix != ".safetensors"
     if is_folder:
         shards = _shards(checkpoint, options.max_shard_size)
     else:
         shards = {path.name: dict(checkpoint.tensors)}
-    plans = [_plan_file(name, tensors, checkpoint.metadata) for name, tensors in shards.items()]
+    plans = [
+        _plan_file(name, tensors, _strings(checkpoint.metadata)) for name, tensors in shards.items()
+    ]
     small: dict[str, bytes] = {}
     if is_folder:
         if len(shards) > 1 or next(iter(shards)) != SINGLE:
             small[INDEX] = _index_bytes(shards)
-        for name, content in checkpoint.side_files.items():
-            if isinstance(content, bytes):
-                small[name] = content
-            else:
-                plans.append(_plan_copy(name, content))
-    return _Output(tuple(plans), small, is_folder)
+        copied, content = side_files(checkpoint.side_files)
+        plans += copied
+        small |= content
+    return Output(tuple(plans), small, is_folder)
+
+
+def _strings(metadata: Mapping[str, object]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if isinstance(value, str)}
 
 
 def _shards(checkpoint: Checkpoint, limit: int | None) -> dict[str, dict[str, LazyTensor]]:
@@ -307,14 +252,7 @@ def _shards(checkpoint: Checkpoint, limit: int | None) -> dict[str, dict[str, La
         for name, tensor in checkpoint.tensors.items():
             grouped[checkpoint.shards.get(name, last)][name] = tensor
         return {name: tensors for name, tensors in grouped.items() if tensors}
-    groups: list[dict[str, LazyTensor]] = [{}]
-    filled = 0
-    for name, tensor in checkpoint.tensors.items():
-        if groups[-1] and filled + tensor.nbytes > limit:
-            groups.append({})
-            filled = 0
-        groups[-1][name] = tensor
-        filled += tensor.nbytes
+    groups = fill_files(checkpoint.tensors, limit)
     if len(groups) == 1:
         return {SINGLE: groups[0]}
     count = len(groups)
@@ -331,39 +269,12 @@ def _index_bytes(shards: Mapping[str, Mapping[str, LazyTensor]]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
-def _plan_copy(name: str, file: Path) -> FilePlan:
-    source = SourceFile.open(file)
-    extents = (Extent(0, Copy(source, 0, source.size)),) if source.size else ()
-    return FilePlan(name, source.size, extents)
-
-
 def _plan_file(name: str, tensors: dict[str, LazyTensor], metadata: Mapping[str, str]) -> FilePlan:
     header, offsets = write_header(tensors, {"format": "pt", **metadata})
     extents = [Extent(0, Bytes(header))]
     size = len(header)
     for key, tensor in tensors.items():
         if tensor.nbytes:
-            extents.append(Extent(offsets[key], _content(tensor)))
+            extents.append(Extent(offsets[key], content_of(tensor)))
         size = offsets[key] + tensor.nbytes
     return FilePlan(name, size, tuple(extents))
-
-
-def _content(tensor: LazyTensor) -> Copy | Computed:
-    stored = tensor.stored
-    if stored is not None and isinstance(stored.source, SourceFile):
-        return Copy(stored.source, stored.offset, stored.size)
-    step = max(CHUNK // tensor.row, 1) * tensor.row
-    chunks = [
-        Chunk(
-            tensor.dtype.nbytes(start),
-            tensor.dtype.nbytes(min(step, tensor.count - start)),
-            partial(_bytes, tensor, start, min(start + step, tensor.count)),
-        )
-        for start in range(0, tensor.count, step)
-    ]
-    return Computed(tensor.nbytes, chunks)
-
-
-def _bytes(tensor: LazyTensor, start: int, stop: int) -> Iterator[memoryview]:
-    for piece in tensor.stream(start, stop):
-        yield byte_view(piece)

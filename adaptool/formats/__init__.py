@@ -15,21 +15,42 @@ from adaptool import plugins
 from adaptool.canonical import Adapter, DType
 from adaptool.errors import IncompatibleError, UsageError
 
+ACTIVATED = "an activated LoRA is switched on by tokens of the prompt"
+"""Why an adapter with invocation tokens cannot be merged."""
+
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How an adapter is read: `allow_pickle` accepts .bin files (loaded without code)."""
+    """How an adapter is read.
+
+    Attributes:
+        allow_pickle: accept .bin files (loaded without running code).
+        row_order: "hf" or "ggml", for a file that does not say whose order its rows are in.
+        configuration: a folder with nothing but a configuration is an adapter without tensors.
+    """
 
     allow_pickle: bool = False
+    row_order: str | None = None
+    configuration: bool = False
 
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """How an adapter is written: element type (None keeps each), replacing an output or not."""
+    """How an adapter is written.
+
+    Attributes:
+        dtype: element type of the factors; None keeps each.
+        encoding: block encoding of the factors by name ("q8_0"), where the format has such.
+        force: replace an existing output.
+        inputs: paths that the output must not touch.
+        operation: what made the adapter, for the record that travels with it.
+    """
 
     dtype: DType | None = None
     force: bool = False
     inputs: Sequence[Path] = ()
+    encoding: str | None = None
+    operation: str = "convert"
 
 
 @dataclass(frozen=True)
@@ -40,12 +61,14 @@ class Written:
     nbytes: int
     files: tuple[str, ...]
     stale: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Format(Protocol):
     """What a module in this folder offers."""
 
     suffixes: tuple[str, ...]
+    naming: str
 
     def recognises(self, path: Path) -> bool:
         """Whether this path looks like such an adapter; cheap."""

@@ -1,83 +1,36 @@
-"""Adapters laid onto a checkpoint: which update goes where, and what becomes of tied weights."""
+"""From a checkpoint and adapters to the checkpoint that will be: nothing is computed yet."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from math import isfinite
 
-from adaptool.architectures.naming import NEW_HEADS
-from adaptool.architectures.placing import Plan
 from adaptool.architectures.replication import replicate_layers
+from adaptool.architectures.speaking import ONNX, spoken_by
 from adaptool.canonical import (
     Adapter,
     Checkpoint,
     DType,
     LazyTensor,
-    Placement,
-    Rebased,
-    Replacement,
-    Site,
-    Update,
 )
-from adaptool.canonical.tensors import same_bytes
-from adaptool.errors import JSON, IncompatibleError, UsageError
-from adaptool.merging.configuration import untied, with_task, with_vocabulary
-from adaptool.merging.patching import Arithmetic, Patch, patch_tensor
+from adaptool.canonical.forms import Form
+from adaptool.errors import IncompatibleError, UsageError
+from adaptool.merging.configuration import with_task, with_vocabulary
+from adaptool.merging.laying import Ledger, lay
+from adaptool.merging.outcome import Merge
+from adaptool.merging.patching import Arithmetic, patch_tensor
+from adaptool.merging.sharing import ends_of, separated
 from adaptool.merging.survival import Tally
-from adaptool.merging.tying import Embeddings, embeddings_of, is_embedding, is_head, stays_tied
+from adaptool.merging.tying import (
+    Embeddings,
+    embeddings_of,
+)
 
-
-@dataclass(frozen=True)
-class Merge:
-    """A merge that will happen when its checkpoint is written.
-
-    Attributes:
-        checkpoint: the merged model, lazy.
-        touched: names of tensors that are computed, replaced or new.
-        tally: filled while the checkpoint is written.
-        moves: the scale of some adapter is not zero.
-        notes: what was decided that a reader should know.
-    """
-
-    checkpoint: Checkpoint
-    touched: tuple[str, ...]
-    tally: Tally
-    moves: bool
-    notes: tuple[str, ...]
-
-    def verify(self) -> None:
-        """Check, once all is written, that the merge did something.
-
-        Raises IncompatibleError if the result equals the base although a scale is not zero.
-        """
-        measured = self.tally.tensors()  # what is new or resized is not measured, but moved
-        if self.moves and not any(n not in measured or measured[n].stored for n in self.touched):
-            raise IncompatibleError(
-                f"the result would equal the base: none of the {len(self.touched)} touched "
-                "tensors changed",
-                hint="the adapter is untrained (B is zero), or its update is smaller than the "
-                "output type resolves: try --dtype float32",
-                code="NOTHING_MERGED",
-            )
-
-
-@dataclass
-class _Ledger:
-    """What is known of the result so far."""
-
-    base: Checkpoint
-    patches: dict[str, list[Patch]] = field(default_factory=lambda: defaultdict(list))
-    sources: dict[str, LazyTensor] = field(default_factory=dict)
-    fresh: set[str] = field(default_factory=set)
-    config: dict[str, JSON] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def source(self, name: str) -> LazyTensor:
-        """The tensor that updates of `name` are applied to."""
-        return self.sources.get(name) or self.base.tensors[name]
+FormOf = Callable[[str, LazyTensor, bool], Form]
+"""`form_of(name, tensor, touched)`: how a tensor of the result is written."""
 
 
 def merge(
@@ -85,6 +38,8 @@ def merge(
     adapters: Sequence[tuple[Adapter, float]],
     *,
     dtype: DType | None = None,
+    form_of: FormOf | None = None,
+    originals: Mapping[str, LazyTensor] | None = None,
     device: str = "cpu",
     allow_nonfinite: bool = False,
 ) -> Merge:
@@ -94,6 +49,9 @@ def merge(
         base: any checkpoint; its tensors are not read now.
         adapters: (adapter, scale) pairs; their updates are summed before the one rounding.
         dtype: type of floating-point tensors in the result; None keeps each one's own.
+        form_of: how each tensor is written, instead of `dtype`.
+        originals: full-precision weights under the base's names, taken for tensors that
+            updates touch: so that W + dW is quantised once.
         device: where touched tensors are computed: "cpu", "cuda" or "cuda:n".
         allow_nonfinite: do not refuse infinities and NaNs.
 
@@ -103,24 +61,18 @@ def merge(
     """
     if not adapters:
         raise UsageError("no adapter to merge")
+    base = _prepared(base, adapters)
+    adapters = [(spoken_by(base, adapter), scale) for adapter, scale in adapters]
+    base, ends, notes = _with_ends(base, [adapter for adapter, _ in adapters])
+    ledger = Ledger(base, config=dict(base.config), notes=[*notes])
     for adapter, scale in adapters:
-        if not isfinite(scale):
-            raise UsageError(f"scale {scale} is not a finite number")
-        if adapter.unmergeable:
-            raise IncompatibleError(
-                f"{adapter.provenance.name}: cannot be merged, since {adapter.unmergeable}",
-                hint="load it beside the model at run time",
-                code="NOT_MERGEABLE",
-            )
-        base = replicate_layers(base, adapter)
-    ledger = _Ledger(base, config=dict(base.config))
-    ends = embeddings_of(base)
-    for adapter, scale in adapters:
-        _lay(ledger, ends, adapter, scale)
+        lay(ledger, ends, adapter, scale)
     _follow(ledger, ends, [adapter for adapter, _ in adapters])
+    if originals is not None:
+        _take_originals(ledger, originals)
     how = Arithmetic(device, allow_nonfinite, Tally())
-    tensors = _compute(ledger, dtype, how)
-    if dtype is not None and ledger.config:
+    tensors = _compute(ledger, form_of or partial(_own_form, dtype), how)
+    if dtype is not None and ledger.speaks_config:
         ledger.config["dtype" if "dtype" in ledger.config else "torch_dtype"] = dtype.value
     touched = tuple(n for n in tensors if n in ledger.patches or n in ledger.sources)
     side = dict(base.side_files)
@@ -131,21 +83,68 @@ def merge(
     return Merge(checkpoint, touched, how.tally, moves, tuple(ledger.notes))
 
 
-def _compute(ledger: _Ledger, dtype: DType | None, how: Arithmetic) -> dict[str, LazyTensor]:
+def _prepared(base: Checkpoint, adapters: Sequence[tuple[Adapter, float]]) -> Checkpoint:
+    """The base with the layers that the adapters were trained on."""
+    for adapter, scale in adapters:
+        if not isfinite(scale):
+            raise UsageError(f"scale {scale} is not a finite number")
+        if adapter.unmergeable:
+            raise IncompatibleError(
+                f"{adapter.provenance.name}: cannot be merged, since {adapter.unmergeable}",
+                hint="load it beside the model at run time",
+                code="NOT_MERGEABLE",
+            )
+        if base.container != ONNX:  # a graph repeats its layers itself, or does not
+            base = replicate_layers(base, adapter)
+    return base
+
+
+def _with_ends(
+    base: Checkpoint, adapters: Sequence[Adapter]
+) -> tuple[Checkpoint, Embeddings, tuple[str, ...]]:
+    """The base, its two ends, and notes; a graph has no tensor left that must become two."""
+    if base.container != ONNX:
+        return base, embeddings_of(base), ()
+    base, notes = separated(base, adapters)
+    return base, ends_of(base), notes
+
+
+def _own_form(dtype: DType | None, name: str, tensor: LazyTensor, touched: bool) -> Form:  # noqa: ARG001
+    """Each tensor's own form, in another floating-point type if one is asked for."""
+    changes = dtype is not None and tensor.encoding is None and tensor.dtype.is_floating
+    return Form(dtype, None) if changes and dtype is not None else tensor.form
+
+
+def _take_originals(ledger: Ledger, originals: Mapping[str, LazyTensor]) -> None:
+    for name in ledger.patches:
+        if name in ledger.sources or name not in ledger.base.tensors:
+            continue
+        found, stored = originals.get(name), ledger.base.tensors[name]
+        if found is None or found.shape != stored.shape:
+            what = f"{list(found.shape)}" if found is not None else "no such tensor"
+            raise IncompatibleError(
+                f"{name}: the original weights have {what}, the base has {list(stored.shape)}",
+                hint="is this the model that the base was quantised from?",
+                code="SHAPE_MISMATCH",
+            )
+        ledger.sources[name] = found
+
+
+def _compute(ledger: Ledger, form_of: FormOf, how: Arithmetic) -> dict[str, LazyTensor]:
     tensors: dict[str, LazyTensor] = {}
     names = [*ledger.base.tensors, *(n for n in ledger.sources if n not in ledger.base.tensors)]
     for name in names:
         source = ledger.source(name)
         like = ledger.base.tensors.get(name, source)
-        out = dtype if dtype is not None and like.dtype.is_floating else like.dtype
         patches = ledger.patches.get(name)
+        form = form_of(name, like, bool(patches) or name in ledger.sources)
         if patches:
             _refuse_quantised(ledger.base, name, source)
-            tensors[name] = patch_tensor(name, source, patches, out, how)
+            tensors[name] = patch_tensor(name, source, patches, form, how)
         elif name in ledger.fresh and source.dtype.is_floating:  # not the base's: looked through
-            tensors[name] = patch_tensor(name, source, (), out, how)
+            tensors[name] = patch_tensor(name, source, (), form, how)
         else:
-            tensors[name] = source.cast(out)
+            tensors[name] = source.written(form)
     return tensors
 
 
@@ -161,142 +160,9 @@ def _refuse_quantised(base: Checkpoint, name: str, source: LazyTensor) -> None:
     )
 
 
-def _lay(ledger: _Ledger, ends: Embeddings, adapter: Adapter, scale: float) -> None:
-    """Find the place of every update of one adapter."""
-    plan = Plan(ledger.base, adapter.config)
-    embedding = next((u for s, u in adapter.updates.items() if is_embedding(s)), None)
-    head = next((u for s, u in adapter.updates.items() if is_head(s)), None)
-    tied = ends.tied and stays_tied(adapter, embedding, head)
-    if ends.tied and not tied:
-        _untie(ledger, ends, embedding)
-    unplaced: list[Site] = []
-    for site, stored in adapter.updates.items():
-        update = plan.oriented(site, stored)
-        if ends.tied and is_head(site):
-            if tied:  # the same update as the embedding's; a head stored as well follows it
-                if ends.head is not None:
-                    _lay_one(ledger, site, update, scale, Placement(ends.head))
-                continue
-            places: tuple[Placement, ...] = (Placement(ends.head_name),)
-        else:
-            places = plan.place(site, update)
-        if not places and _is_new(site, update, adapter):
-            _add_new(ledger, site, update, scale)
-        elif not places:
-            unplaced.append(site)
-        for place in places:
-            _lay_one(ledger, site, update, scale, place)
-    if unplaced:
-        _refuse_unplaced(plan, adapter, unplaced)
-
-
-def _lay_one(ledger: _Ledger, site: Site, update: Update, scale: float, place: Placement) -> None:
-    name = place.tensor
-    source = ledger.source(name)
-    if isinstance(update, Replacement | Rebased) and update.shape != source.shape:
-        _check_resize(site, update.shape, name, source.shape)
-    if isinstance(update, Rebased):
-        shape = update.update.shape
-        value = update.value.cast(source.dtype)
-        if name in ledger.fresh and not same_bytes(ledger.sources[name], value):
-            raise _twice(name)
-        ledger.sources[name] = value
-        ledger.fresh.add(name)
-        turned = place.transposed or (value.shape == shape[::-1] and value.shape != shape)
-        ledger.patches[name].append(Patch(update.update, scale, replace(place, transposed=turned)))
-        return
-    if isinstance(update, Replacement) and update.shape != source.shape:
-        _require_whole(name, f"a replacement of another size ({list(update.shape)})", scale)
-        if name in ledger.fresh or ledger.patches.get(name):
-            raise _twice(name)
-        ledger.sources[name] = update.value.cast(source.dtype)
-        ledger.fresh.add(name)
-        return
-    ledger.patches[name].append(Patch(update, scale, place))
-
-
-def _require_whole(name: str, what: str, scale: float) -> None:
-    """Between nothing and something there is no half."""
-    if scale != 1:
-        raise IncompatibleError(
-            f"{name}: {what} cannot be taken at scale {scale:g}",
-            hint="merge at scale 1",
-            code="RESIZED_AT_SCALE",
-        )
-
-
-def _check_resize(site: Site, shape: tuple[int, ...], name: str, stored: tuple[int, ...]) -> None:
-    """Only the vocabulary of an embedding or the classes of a head may change in number."""
-    resizable = is_embedding(site) or is_head(site) or _is_task_head(site)
-    if not resizable or shape[1:] != stored[1:]:
-        raise IncompatibleError(
-            f"{site}: the adapter brings {list(shape)}, the base has {list(stored)} in {name}",
-            hint="is this the base that the adapter was trained on?",
-            code="SHAPE_MISMATCH",
-        )
-
-
-def _is_task_head(site: Site) -> bool:
-    return not NEW_HEADS.isdisjoint(site.module.split("."))
-
-
-def _twice(name: str) -> IncompatibleError:
-    return IncompatibleError(
-        f"{name}: two adapters each bring their own copy of this weight", code="PLACED_TWICE"
-    )
-
-
-def _untie(ledger: _Ledger, ends: Embeddings, embedding: Update | None) -> None:
-    """Give the head a tensor of its own: what both ends shared before this adapter's update."""
-    if ends.embedding is None:
-        return
-    name = ends.head_name
-    shared = ledger.source(ends.embedding)
-    if isinstance(embedding, Rebased):
-        shared = embedding.value.cast(shared.dtype)
-    ledger.sources.setdefault(name, shared)
-    if ledger.config.get("tie_word_embeddings") is not False:
-        ledger.config = untied(ledger.config)
-        ledger.notes.append(
-            f"input embedding and output head were tied and differ now: {name} is written"
-        )
-
-
-def _is_new(site: Site, update: Update, adapter: Adapter) -> bool:
-    """Whether an update may bring a parameter that the base does not have: a task's head."""
-    if not isinstance(update, Replacement):
-        return False
-    saved = adapter.config.get("modules_to_save")
-    names = {*NEW_HEADS, *(str(n) for n in (saved if isinstance(saved, list) else ()))}
-    return not names.isdisjoint(site.module.split("."))
-
-
-def _add_new(ledger: _Ledger, site: Site, update: Update, scale: float) -> None:
-    name = str(site)
-    if not isinstance(update, Replacement) or name in ledger.sources:
-        raise _twice(name)
-    _require_whole(name, "a trained head that the base lacks", scale)
-    floating = [t.dtype for t in ledger.base.tensors.values() if t.dtype.is_floating]
-    ledger.sources[name] = update.value.cast(floating[0] if floating else update.value.dtype)
-    ledger.fresh.add(name)
-    ledger.notes.append(f"{name} is new: the base has no such tensor")
-
-
-def _refuse_unplaced(plan: Plan, adapter: Adapter, sites: list[Site]) -> None:
-    first = sites[0]
-    close = plan.closest(first)
-    raise IncompatibleError(
-        f"{adapter.provenance.name}: {len(sites)} of {len(adapter.updates)} updates fit nowhere in "
-        f"{plan.checkpoint.provenance.name}, first {first}",
-        hint=f"closest in the base: {', '.join(close)}" if close else "is this the right base?",
-        code="UNPLACED",
-        details={"unplaced": [str(s) for s in sites[:10]], "count": len(sites)},
-    )
-
-
-def _follow(ledger: _Ledger, ends: Embeddings, adapters: Sequence[Adapter]) -> None:
+def _follow(ledger: Ledger, ends: Embeddings, adapters: Sequence[Adapter]) -> None:
     """Make config.json say what the tensors are now: vocabulary, task head."""
-    if not ledger.config:
+    if not ledger.speaks_config:
         return
     embedding = ledger.sources.get(ends.embedding or "")
     if embedding is not None:

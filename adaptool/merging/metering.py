@@ -8,23 +8,24 @@ and speaks for the rest; a change is looked for in every block until one is foun
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations
 from typing import Protocol
 
 from adaptool.canonical import Applicable, LowRank, Window
 from adaptool.merging.survival import Tally
 
-COMPARED = 4
+COMPARED = 8
 """One block of so many is compared."""
 
 
 class Band(Protocol):
-    """An update on stored rows [first, last), with a strength."""
+    """An update on the columns `cols` of stored rows [first, last), with a strength."""
 
     update: Applicable
     scale: float
     first: int
     last: int
+    cols: tuple[int, int]
 
     def window(self, start: int, stop: int) -> Window:
         """The part of the update that lies on stored rows [start, stop)."""
@@ -32,17 +33,12 @@ class Band(Protocol):
 
 
 class Meter:
-    """Squared norms of a run of stored rows: of the change as meant, and as stored."""
+    """Squares and product of a run of stored rows: of the change as meant, and as stored."""
 
     def __init__(self, bands: Sequence[Band]) -> None:
         self._factored = _factored(bands)
-        self._meant = self._stored = 0.0
+        self._meant = self._stored = self._along = 0.0
         self._blocks = 0
-
-    @property
-    def needs_meant(self) -> bool:
-        """Whether `add` has to be told the norm that was meant."""
-        return self._factored is None
 
     def compares_next(self) -> bool:
         """Whether the next block is to be compared; call once per block."""
@@ -50,16 +46,19 @@ class Meter:
         self._blocks += 1
         return due
 
-    def add(self, first: int, last: int, *, stored: float, meant: float = 0.0) -> None:
-        """A compared block of rows [first, last): |stored - W|, and |dW| if it was asked for."""
-        self._stored += stored * stored
-        self._meant += meant * meant if self._factored is None else self._square(first, last)
+    def add(self, meant: float, stored: float, along: float) -> None:
+        """A compared block: |dW|^2, |D|^2 and <D, dW>, with D the change as stored."""
+        self._meant += meant
+        self._stored += stored
+        self._along += along
 
     def record(self, tally: Tally, name: str, start: int, first: int, last: int) -> None:
-        """Hand in what was measured for all rows [first, last)."""
+        """Hand in what was measured, for all rows [first, last)."""
         whole = self._meant if self._factored is None else self._square(first, last)
         share = whole / self._meant if self._meant else 1.0
-        tally.record(name, start, meant=whole, stored=self._stored * share)
+        tally.record(
+            name, start, meant=whole, stored=self._stored * share, along=self._along * share
+        )
 
     def _square(self, first: int, last: int) -> float:
         return sum(
@@ -96,12 +95,19 @@ class _FactoredBand:
 
 def _factored(bands: Sequence[Band]) -> list[_FactoredBand] | None:
     """The bands by their factors; None if one has none, or two overlap."""
-    ordered = sorted(bands, key=lambda band: band.first)
-    if any(one.last > two.first for one, two in pairwise(ordered)):
+    if not disjoint([(band.first, band.last, *band.cols) for band in bands]):
         return None
     found: list[_FactoredBand] = []
-    for band in ordered:
+    for band in bands:
         if not isinstance(band.update, LowRank):
             return None
         found.append(_FactoredBand(band, band.update))
     return found
+
+
+def disjoint(boxes: Sequence[tuple[int, int, int, int]]) -> bool:
+    """Whether no two (first row, last row, first column, last column) overlap; ends exclusive."""
+    return not any(
+        one[0] < two[1] and two[0] < one[1] and one[2] < two[3] and two[2] < one[3]
+        for one, two in combinations(boxes, 2)
+    )

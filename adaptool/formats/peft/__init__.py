@@ -8,5 +8,6 @@ from adaptool.formats.peft.reading import read, recognises
 from adaptool.formats.peft.writing import plan, write
 
 suffixes: tuple[str, ...] = ()
+naming = "huggingface"
 
-__all__ = ["plan", "read", "recognises", "suffixes", "write"]
+__all__ = ["naming", "plan", "read", "recognises", "suffixes", "write"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adaptool.canonical import LazyTensor
+from adaptool.canonical import DType, LazyTensor
 from adaptool.canonical.tensors import from_recipe
 from adaptool.errors import CorruptInputError
 
@@ -34,6 +34,13 @@ def folded_b(b: LazyTensor) -> LazyTensor:
         (out, rank * experts),
         b.dtype,
         lambda: b.values().permute(1, 2, 0).reshape(out, rank * experts).contiguous(),
+    )
+
+
+def times(tensor: LazyTensor, ratio: float) -> LazyTensor:
+    """The values times a number, as float32."""
+    return from_recipe(
+        tensor.shape, DType.FLOAT32, lambda: tensor.values().double().mul(ratio).float()
     )
 
 

@@ -43,11 +43,24 @@ class Files:
 def weights_at(path: Path) -> Path | None:
     """The weights of the adapter at `path` (a folder, or the file itself), if there are any."""
     if path.is_dir():
-        found = [path / n for n in (WEIGHTS, PICKLE) if (path / n).exists()]
+        found = [path / n for n in (WEIGHTS, PICKLE) if os.path.lexists(path / n)]
         return found[0] if found else None
     return (
         path if path.name in (WEIGHTS, PICKLE) or path.suffix in (".safetensors", ".bin") else None
     )
+
+
+def read_config(folder: Path) -> dict[str, JSON]:
+    """What the folder's adapter_config.json says; empty if there is none.
+
+    Raises CorruptInputError if it is no JSON object.
+    """
+    if not os.path.lexists(folder / CONFIG):
+        return {}
+    content = read_json(folder / CONFIG)
+    if not isinstance(content, dict):
+        raise CorruptInputError(f"{folder / CONFIG}: not a JSON object")
+    return content
 
 
 def open_files(path: Path, *, allow_pickle: bool) -> Files:
@@ -69,13 +82,8 @@ def open_files(path: Path, *, allow_pickle: bool) -> Files:
     notes: list[str] = []
     if path.is_dir() and weights.name == WEIGHTS and (path / PICKLE).exists():
         notes.append(f"{PICKLE} stands beside {WEIGHTS} and was not read")
-    config: dict[str, JSON] = {}
-    if os.path.lexists(folder / CONFIG):
-        content = read_json(folder / CONFIG)
-        if not isinstance(content, dict):
-            raise CorruptInputError(f"{folder / CONFIG}: not a JSON object")
-        config = content
-    else:
+    config = read_config(folder)
+    if not os.path.lexists(folder / CONFIG):
         notes.append(f"no {CONFIG}: strength is taken from PEFT's default alpha")
     source = SourceFile.open(weights)
     facts: dict[str, JSON] = {

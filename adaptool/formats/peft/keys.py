@@ -21,6 +21,7 @@ class Role(StrEnum):
     EMBEDDING_A = "lora_embedding_A"
     EMBEDDING_B = "lora_embedding_B"
     MAGNITUDE = "lora_magnitude_vector"
+    DIAGONAL = "lora_diag"
     TOKENS = "trainable_tokens_delta"
     BASE = "base_layer"
     SAVED = "modules_to_save"
@@ -49,22 +50,24 @@ class Key:
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-_NAME = r"(?:\.[A-Za-z0-9_-]+)??"  # an adapter's name, which some savers leave in
+NAME = r"(?:\.[A-Za-z0-9_-]+)??"
+"""An adapter's name, which some savers leave in."""
 
 _SUFFIXES = (
-    (Role.B_BIAS, re.compile(rf"^(?P<module>.+)\.lora_B{_NAME}\.bias$")),
-    (Role.A, re.compile(rf"^(?P<module>.+)\.lora_A{_NAME}(?:\.weight)?$")),
-    (Role.B, re.compile(rf"^(?P<module>.+)\.lora_B{_NAME}(?:\.weight)?$")),
-    (Role.EMBEDDING_A, re.compile(rf"^(?P<module>.+)\.lora_embedding_A{_NAME}(?:\.weight)?$")),
-    (Role.EMBEDDING_B, re.compile(rf"^(?P<module>.+)\.lora_embedding_B{_NAME}(?:\.weight)?$")),
-    (Role.MAGNITUDE, re.compile(rf"^(?P<module>.+)\.lora_magnitude_vector{_NAME}(?:\.weight)?$")),
+    (Role.B_BIAS, re.compile(rf"^(?P<module>.+)\.lora_B{NAME}\.bias$")),
+    (Role.A, re.compile(rf"^(?P<module>.+)\.lora_A{NAME}(?:\.weight)?$")),
+    (Role.B, re.compile(rf"^(?P<module>.+)\.lora_B{NAME}(?:\.weight)?$")),
+    (Role.EMBEDDING_A, re.compile(rf"^(?P<module>.+)\.lora_embedding_A{NAME}(?:\.weight)?$")),
+    (Role.EMBEDDING_B, re.compile(rf"^(?P<module>.+)\.lora_embedding_B{NAME}(?:\.weight)?$")),
+    (Role.MAGNITUDE, re.compile(rf"^(?P<module>.+)\.lora_magnitude_vector{NAME}(?:\.weight)?$")),
+    (Role.DIAGONAL, re.compile(rf"^(?P<module>.+)\.lora_diag{NAME}(?:\.weight)?$")),
     (
         Role.TOKENS,
-        re.compile(rf"^(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta{_NAME}$"),
+        re.compile(rf"^(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta{NAME}$"),
     ),
     (
         Role.TRAINING,
-        re.compile(rf"^(?P<module>.+)\.lora_(?:velora_embed|monteclora_sampler){_NAME}(?:\..+)?$"),
+        re.compile(rf"^(?P<module>.+)\.lora_(?:velora_embed|monteclora_sampler){NAME}(?:\..+)?$"),
     ),
     (Role.SAVED, re.compile(r"^(?P<module>.+)\.modules_to_save(?:\.default)?"
                             r"(?P<inner>(?:\..+)?)\.(?P<parameter>\w+)$")),
@@ -74,11 +77,17 @@ _SUFFIXES = (
 )  # fmt: skip
 
 
-def parse_key(name: str) -> Key:
-    """Take a tensor's name apart; whatever has no known suffix is a saved parameter."""
+def bare(name: str) -> str:
+    """A tensor's name without what training wrapped around the model, and without `base_model.`."""
     path = _WRAPPERS.sub("", name)
     while path.startswith(PREFIX):
         path = path.removeprefix(PREFIX)
+    return path
+
+
+def parse_key(name: str) -> Key:
+    """Take a tensor's name apart; whatever has no known suffix is a saved parameter."""
+    path = bare(name)
     for role, pattern in _SUFFIXES:
         match = pattern.match(path)
         if match is None:

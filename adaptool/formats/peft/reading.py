@@ -24,24 +24,16 @@ from adaptool.canonical import (
 from adaptool.canonical.provenance import origin
 from adaptool.canonical.tensors import same_bytes
 from adaptool.errors import CorruptInputError, IncompatibleError
-from adaptool.formats import ReadOptions
+from adaptool.formats import ACTIVATED, ReadOptions
+from adaptool.formats.peft.configuration import read_configuration
 from adaptool.formats.peft.factors import merged_projections, stacked_a, stacked_b
 from adaptool.formats.peft.files import CONFIG, Files, open_files, weights_at
 from adaptool.formats.peft.keys import Role, parse_key
-from adaptool.formats.peft.settings import Settings
+from adaptool.formats.peft.settings import LORA, Settings
+from adaptool.formats.peft.tuned import read_tuned, tuner_for
+from adaptool.formats.peft.variants import Factors, settled, unstacked
 from adaptool.storage import shown
-
-_NO_WEIGHT_UPDATE = {
-    "PROMPT_TUNING": "prompt tuning adds virtual tokens to the input",
-    "P_TUNING": "p-tuning adds virtual tokens to the input",
-    "PREFIX_TUNING": "prefix tuning adds keys and values to the attention cache",
-    "MULTITASK_PROMPT_TUNING": "prompt tuning adds virtual tokens to the input",
-    "CPT": "context-aware prompt tuning adds virtual tokens to the input",
-    "CARTRIDGE": "a cartridge adds keys and values to the attention cache",
-    "ADAPTION_PROMPT": "an adaption prompt adds gated tokens to the attention",
-    "XLORA": "X-LoRA mixes several adapters anew for every token",
-    "POLY": "Poly routes between adapters by task",
-}
+from adaptool.tuners._unmergeable import UNMERGEABLE
 
 Parts = Mapping[tuple[Role, str, int], tuple[str, LazyTensor]]
 
@@ -62,7 +54,13 @@ def read(path: Path, options: ReadOptions) -> Adapter:
         CorruptInputError: broken files, half a pair, ranks that disagree, empty tensors.
         IncompatibleError: a method or variant that this program does not know.
     """
-    files = open_files(path, allow_pickle=options.allow_pickle)
+    if options.configuration and path.is_dir() and weights_at(path) is None:
+        return read_configuration(path)
+    return read_files(open_files(path, allow_pickle=options.allow_pickle))
+
+
+def read_files(files: Files) -> Adapter:
+    """The adapter that tensors and a config make, wherever they were found. Raises as `read`."""
     settings = Settings(files.config, files.folder / CONFIG)
     if not files.tensors:
         raise CorruptInputError(
@@ -70,14 +68,10 @@ def read(path: Path, options: ReadOptions) -> Adapter:
             hint="a ZeRO-3 or FSDP run saved it on a process that held no weights: "
             "consolidate the training checkpoint",
         )
-    if settings.peft_type in _NO_WEIGHT_UPDATE:
-        return _opaque(files, settings, _NO_WEIGHT_UPDATE[settings.peft_type])
-    if settings.peft_type not in ("LORA", "LN_TUNING", "TRAINABLE_TOKENS"):
-        raise IncompatibleError(
-            f"{shown(files.folder)}: type {shown(settings.peft_type[:40])} is not read",
-            hint="merge it with PEFT",
-            code="UNSUPPORTED_METHOD",
-        )
+    if settings.peft_type in UNMERGEABLE:
+        return _opaque(files, settings, UNMERGEABLE[settings.peft_type])
+    if settings.peft_type != LORA:
+        return _tuned(files, settings)
     settings.refuse_unknown_variants()
     settings.check()
     updates: dict[Site, Update] = {}
@@ -91,17 +85,31 @@ def read(path: Path, options: ReadOptions) -> Adapter:
         updates=dict(sorted(updates.items())),
         method=_method(settings, updates),
         base=settings.text("base_model_name_or_path"),
+        provenance=_provenance(files, *settings.cautions),
+        config=settings.raw,
+        unread=settings.unknown,
+        unmergeable=ACTIVATED if tokens else None,
+        ties_embeddings=settings.flag("ensure_weight_tying"),
+        task=settings.text("task_type"),
+    )
+
+
+def _tuned(files: Files, settings: Settings) -> Adapter:
+    """An adapter of another type, which a plug-in knows."""
+    tuning = read_tuned(files, settings, tuner_for(settings))
+    return Adapter(
+        updates=tuning.updates,
+        method=settings.peft_type.lower(),
+        base=settings.text("base_model_name_or_path"),
         provenance=_provenance(files),
         config=settings.raw,
-        unmergeable="an activated LoRA is switched on by tokens of the prompt" if tokens else None,
+        extras=tuning.shared,
         ties_embeddings=settings.flag("ensure_weight_tying"),
         task=settings.text("task_type"),
     )
 
 
 def _method(settings: Settings, updates: Mapping[Site, Update]) -> str:
-    if settings.peft_type != "LORA":
-        return settings.peft_type.lower()
     kinds = {update.kind for update in updates.values()}
     return "dora" if "dora" in kinds else "rslora" if settings.flag("use_rslora") else "lora"
 
@@ -113,19 +121,20 @@ def _opaque(files: Files, settings: Settings, reason: str) -> Adapter:
         base=settings.text("base_model_name_or_path"),
         provenance=_provenance(files),
         config=settings.raw,
+        unread=settings.unknown,
         extras=dict(files.tensors),
         unmergeable=reason,
         task=settings.text("task_type"),
     )
 
 
-def _provenance(files: Files) -> Provenance:
+def _provenance(files: Files, *notes: str) -> Provenance:
     return Provenance(
         origin(files.folder),
         "peft",
         files.facts,
         sources=(files.weights,),
-        notes=files.notes,
+        notes=(*files.notes, *notes),
     )
 
 
@@ -258,6 +267,8 @@ class _Module:
             a, b = merged_projections(a, b, enabled, self._where)
             rank = self._settings.rank or a.shape[0] // sum(enabled)
             return LowRank(a, b, self._settings.scaling(self._module, rank))
+        found = Factors(a, b, self._take(Role.DIAGONAL), self._where)
+        a, b = unstacked(found, self._module, self._settings)
         if b.shape[1] != a.shape[0] or prod(b.shape[2:]) != 1:
             raise CorruptInputError(
                 f"{self._where}: lora_A {list(a.shape)}, lora_B {list(b.shape)}: ranks disagree",
@@ -265,7 +276,8 @@ class _Module:
             )
         b = b.reshaped(b.shape[0], b.shape[1])
         update = LowRank(a, b, self._settings.scaling(self._module, a.shape[0]))
-        return self._dressed(update)
+        changed = settled(update, found, self._settings)
+        return self._dressed(changed) if isinstance(changed, LowRank) else changed
 
     def _embedding(self, a: LazyTensor) -> Update:
         b = self._take(Role.EMBEDDING_B)
@@ -315,8 +327,6 @@ class _Module:
 
     def _token_rows(self, rows: LazyTensor) -> Update:
         stated = self._settings.raw.get("trainable_token_indices")
-        if stated is None:
-            stated = self._settings.raw.get("token_indices")
         if isinstance(stated, dict):
             matches = [v for k, v in stated.items() if f".{self._module}".endswith(f".{k}")]
             stated = matches[0] if matches else None

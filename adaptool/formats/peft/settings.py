@@ -10,6 +10,10 @@ from pathlib import Path
 from adaptool.errors import JSON, CorruptInputError, IncompatibleError, ResourceLimitError
 from adaptool.formats.peft.patterns import Pattern, PatternError
 from adaptool.storage import shown
+from adaptool.tuners._residual import Taken
+
+LORA = "LORA"
+"""PEFT's name of the type that is no plug-in."""
 
 DEFAULT_ALPHA = 8.0
 """LoraConfig's own default, for a config that does not state alpha."""
@@ -52,7 +56,7 @@ class Settings:
     @property
     def peft_type(self) -> str:
         """Upper-case tuner type; a file that lacks it is LoRA."""
-        return str(self.raw.get("peft_type") or "LORA").upper()
+        return str(self.raw.get("peft_type") or LORA).upper()
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -86,7 +90,7 @@ class Settings:
 
         `rank` is the tensors' own; alpha comes from the first alpha_pattern that matches.
         """
-        alpha = self._from_pattern("alpha_pattern", module)
+        alpha = self.pattern("alpha_pattern", module)
         if alpha is None:
             alpha = self._number("lora_alpha")
         if alpha is None:
@@ -97,7 +101,7 @@ class Settings:
 
     def stated_rank(self, module: str) -> int | None:
         """The rank that the config states for a module."""
-        value = self._from_pattern("rank_pattern", module)
+        value = self.pattern("rank_pattern", module)
         return self.rank if value is None else int(value)
 
     def check(self) -> None:
@@ -110,7 +114,8 @@ class Settings:
         self._table("rank_pattern")
         self._table("alpha_pattern")
 
-    def _from_pattern(self, key: str, module: str) -> float | None:
+    def pattern(self, key: str, module: str) -> float | None:
+        """What the first pattern of a table that matches a module stands for, or None."""
         for pattern, value in self._table(key):
             self._spend(key)
             try:
@@ -119,6 +124,20 @@ class Settings:
             except PatternError as error:
                 raise CorruptInputError(f"{shown(self.path)}: {key} holds {error}") from None
         return None
+
+    def targets(self, key: str, module: str) -> bool:
+        """Whether a list of endings, or one expression, names a module (`target_modules`).
+
+        Raises CorruptInputError for anything else.
+        """
+        stated = self.raw.get(key)
+        if not isinstance(stated, str):
+            return any(module.endswith(name) for name in self.names(key))
+        self._spend(key)
+        try:
+            return Pattern(stated, whole=True).matches(module)
+        except PatternError as error:
+            raise CorruptInputError(f"{shown(self.path)}: {key} holds {error}") from None
 
     def _spend(self, key: str) -> None:
         self._spent[key] = self._spent.get(key, 0) + 1
@@ -179,13 +198,38 @@ class Settings:
             raise self._refuse(key, "a list of names")
         return tuple(str(v) for v in value)
 
+    @property
+    def taken(self) -> Taken | None:
+        """Which part of the base was taken out before training, where that can be done again.
+
+        A sketch ("pissa_niter_16") depends on the random numbers of that day, and other ways of
+        beginning on data or on gradients.
+        """
+        if self.raw.get("kasa_config"):
+            return Taken.WEAKEST
+        init = self.raw.get("init_lora_weights")
+        exact = {Taken.STRONGEST, Taken.FIRST}
+        return next((t for t in exact if isinstance(init, str) and init.lower() == t), None)
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What a user should know of how the adapter is understood."""
+        if self.taken is None:
+            return ()
+        note = (
+            f"{self.taken}: a part of the base is taken out before the update goes in, so the base "
+            "must be the model that training began with, and not its residual"
+        )
+        return (note,)
+
     def refuse_unknown_variants(self) -> None:
         """Refuse, by name, what would change the mathematics in a way not built in here.
 
         Raises IncompatibleError.
         """
         init = self.raw.get("init_lora_weights")
-        if isinstance(init, str) and init.lower().startswith(_MUTATING_INITS):
+        known = self.taken is not None
+        if isinstance(init, str) and init.lower().startswith(_MUTATING_INITS) and not known:
             raise IncompatibleError(
                 f"{shown(self.path)}: saved with init_lora_weights={shown(init[:40])}, "
                 "whose base was changed before training",
@@ -193,7 +237,14 @@ class Settings:
                 "a plain LoRA",
                 code="UNSUPPORTED_VARIANT",
             )
-        for key in ("use_qalora", "kasa_config", "arrow_config", "use_bdlora"):
+        for key in ("use_dora", "target_parameters") if known else ():
+            if self.raw.get(key):
+                raise IncompatibleError(
+                    f"{shown(self.path)}: {self.taken} together with {key} is not supported",
+                    hint="merge it with PEFT",
+                    code="UNSUPPORTED_VARIANT",
+                )
+        for key in ("use_qalora", "arrow_config"):
             if self.raw.get(key):
                 raise IncompatibleError(
                     f"{shown(self.path)}: the LoRA variant {key} is not supported",

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
 
@@ -30,12 +30,14 @@ from adaptool.canonical import (
 )
 from adaptool.containers import SaveOptions
 from adaptool.containers.safetensors import save_file, size_of_file
-from adaptool.errors import JSON
+from adaptool.errors import JSON, IncompatibleError
 from adaptool.formats import WriteOptions, Written
 from adaptool.formats.peft.card import card
-from adaptool.formats.peft.factors import folded_b
+from adaptool.formats.peft.factors import folded_b, times
 from adaptool.formats.peft.files import CONFIG, WEIGHTS
 from adaptool.formats.peft.keys import PREFIX
+from adaptool.formats.peft.rewriting import is_tuned, tuned_tensors, unwritable
+from adaptool.formats.peft.settings import LORA
 from adaptool.records import RECORD, described, record
 
 _FREE_KEYS = (
@@ -58,6 +60,7 @@ class _Draft:
     parameters: set[str]
     saved: set[str]
     tokens: dict[str, JSON]
+    bias_scalings: dict[str, float] = field(default_factory=dict)
     dora: bool = False
     lora_bias: bool = False
     biases: bool = False
@@ -65,7 +68,7 @@ class _Draft:
 
 def plan(adapter: Adapter, path: Path, options: WriteOptions) -> Written:
     """What `write` would write."""
-    tensors, small = _compose(adapter, options.dtype)
+    tensors, small = compose(adapter, options)
     size = size_of_file(tensors, {"format": "pt"}) + sum(map(len, small.values()))
     return Written(path, size, (WEIGHTS, *small))
 
@@ -76,17 +79,22 @@ def write(adapter: Adapter, path: Path, options: WriteOptions) -> Written:
     Raises:
         StorageError: see `adaptool.storage.Staging`.
     """
-    tensors, small = _compose(adapter, options.dtype)
-    save = SaveOptions(force=options.force, inputs=options.inputs, approve=lambda: small)
-    saved = save_file(path, WEIGHTS, tensors, {"format": "pt"}, save)
+    tensors, small = compose(adapter, options)
+    save = SaveOptions(force=options.force, inputs=options.inputs)
+    saved = save_file(path, WEIGHTS, tensors, {"format": "pt"}, small, save)
     return Written(path, saved.nbytes, (WEIGHTS, *small), saved.stale)
 
 
-def _compose(
-    adapter: Adapter, dtype: DType | None
+def compose(
+    adapter: Adapter, options: WriteOptions
 ) -> tuple[dict[str, LazyTensor], dict[str, bytes]]:
+    """The tensors by PEFT's names, and the content of the small files beside them."""
+    dtype = options.dtype
     if adapter.unmergeable and not adapter.updates:
         tensors = {k: _cast(v, dtype) for k, v in adapter.extras.items()}
+        config = dict(adapter.config)
+    elif is_tuned(adapter):
+        tensors = {k: _cast(v, dtype) for k, v in sorted(tuned_tensors(adapter).items())}
         config = dict(adapter.config)
     else:
         draft = _draft(adapter)
@@ -95,7 +103,7 @@ def _compose(
     small = {
         CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
         "README.md": card(adapter).encode(),
-        RECORD: record("convert", [described(adapter.provenance)]),
+        RECORD: record(options.operation, [described(adapter.provenance)]),
     }
     return tensors, small
 
@@ -108,8 +116,32 @@ def _draft(adapter: Adapter) -> _Draft:
     draft = _Draft({}, {}, {}, set(), set(), set(), {})
     replicated = _wrapper_depths(adapter)
     for site, update in adapter.updates.items():
-        _WRITERS[type(update)](draft, site, update, replicated.get(site, 0))
+        kinds = type(update).__mro__
+        write_one = next((_WRITERS[kind] for kind in kinds if kind in _WRITERS), None)
+        if write_one is None:
+            raise unwritable(site, update, LORA)
+        write_one(draft, site, update, replicated.get(site, 0))
+    _match_biases(draft)
+    _wrap_biases(draft)
     return draft
+
+
+def _wrap_biases(draft: _Draft) -> None:
+    """A layer with factors is a wrapper: its own bias stands one step further down."""
+    for module in draft.targets:
+        plain, wrapped = (f"{PREFIX}{module}{step}.bias" for step in ("", ".base_layer"))
+        if plain in draft.tensors:
+            draft.tensors[wrapped] = draft.tensors.pop(plain)
+
+
+def _match_biases(draft: _Draft) -> None:
+    """Trained biases at the strength of their modules, which is the one that PEFT applies."""
+    for module, scaling in draft.bias_scalings.items():
+        rank = draft.ranks.get(module, 1)
+        stated = draft.alphas.get(module, rank) / rank
+        if stated and scaling != stated:
+            key = f"{PREFIX}{module}.lora_B.bias"
+            draft.tensors[key] = times(draft.tensors[key], scaling / stated)
 
 
 def _wrapper_depths(adapter: Adapter) -> dict[Site, int]:
@@ -164,7 +196,14 @@ def _write_replacement(draft: _Draft, site: Site, update: Replacement, depth: in
 
 
 def _write_addition(draft: _Draft, site: Site, update: Addition, depth: int) -> None:
+    if site.parameter != "bias":
+        raise IncompatibleError(
+            f"{site}: PEFT has no place for a difference of a whole weight",
+            hint="merge it into the model: adaptool merge",
+            code="NOT_EXPRESSIBLE",
+        )
     draft.tensors[f"{PREFIX}{site.module}.lora_B.bias"] = update.value
+    draft.bias_scalings[site.module] = update.scaling
     draft.lora_bias = True
 
 
@@ -178,8 +217,10 @@ def _write_rebased(draft: _Draft, site: Site, update: Rebased, depth: int) -> No
     inner = update.update
     if isinstance(inner, Dora):
         _write_dora(draft, site, inner, depth)
-    else:
+    elif isinstance(inner, LowRank):
         _write_low_rank(draft, site, inner, depth)
+    else:
+        raise unwritable(site, inner, LORA)
     draft.tensors[f"{PREFIX}{site.module}.base_layer.weight"] = update.value
 
 
@@ -195,14 +236,14 @@ _WRITERS: Mapping[type[Update], Callable[..., None]] = {
 
 
 def _config(adapter: Adapter, draft: _Draft) -> dict[str, JSON]:
-    was = adapter.config if adapter.provenance.format == "peft" else {}
+    was = adapter.config
     config: dict[str, JSON] = {k: was[k] for k in _FREE_KEYS if was.get(k) is not None}
     rslora = was.get("use_rslora") is True
     rank = Counter(draft.ranks.values()).most_common(1)[0][0] if draft.ranks else 8
     strengths = {m: _alpha(a, draft.ranks[m], rslora) for m, a in draft.alphas.items()}
     alpha = Counter(strengths.values()).most_common(1)[0][0] if strengths else rank
     config |= {
-        "peft_type": str(was.get("peft_type") or "LORA").upper(),
+        "peft_type": LORA,
         "base_model_name_or_path": adapter.base,
         "r": rank,
         "lora_alpha": alpha,
@@ -227,6 +268,8 @@ def _config(adapter: Adapter, draft: _Draft) -> dict[str, JSON]:
         config["bias"] = "all"
     if draft.lora_bias:
         config["lora_bias"] = True
+    if adapter.ties_embeddings:
+        config["ensure_weight_tying"] = True
     return config
 
 

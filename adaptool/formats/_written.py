@@ -1,0 +1,45 @@
+"""One file of planned extents, written at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from adaptool.canonical import LazyTensor
+from adaptool.containers._content import verify_sources
+from adaptool.errors import IncompatibleError
+from adaptool.formats import WriteOptions, Written
+from adaptool.storage import Extent, FilePlan, Staging, write_files
+
+
+def write_extents(path: Path, size: int, extents: Sequence[Extent],
+                  tensors: Mapping[str, LazyTensor], options: WriteOptions) -> Written:  # fmt: skip
+    """Write `extents` to the file `path`, atomically.
+
+    Args:
+        path: of the file.
+        size: its bytes.
+        extents: what stands where.
+        tensors: those whose files must not have changed meanwhile.
+        options: inputs that the output must not touch, and whether it may replace a file.
+
+    Raises StorageError: see `adaptool.storage.Staging`.
+    """
+    with Staging(
+        path, kind="file", required=size, inputs=options.inputs, force=options.force
+    ) as staging:
+        plan = FilePlan(path.name, size, tuple(extents))
+        write_files(staging, [plan], workers=1, progress=None)
+        verify_sources(tensors.values())
+        staging.commit()
+        return Written(path, size, (path.name,), staging.stale)
+
+
+def refuse_encoding(options: WriteOptions) -> None:
+    """Refuse packed factors, which no ONNX runtime takes. Raises IncompatibleError."""
+    if options.encoding is not None:
+        raise IncompatibleError(
+            f"factors are not written as {options.encoding}",
+            hint="f32, f16 or bf16",
+            code="NOT_EXPRESSIBLE",
+        )

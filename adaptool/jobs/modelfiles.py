@@ -1,0 +1,40 @@
+"""An Ollama Modelfile beside a GGUF output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adaptool.canonical import Checkpoint
+from adaptool.errors import StorageError, UsageError
+from adaptool.storage import Bytes, Extent, FilePlan, Staging, write_files
+
+NAME = "Modelfile"
+
+
+def modelfile_path(output: Path, *, force: bool) -> Path:
+    """Where the Modelfile of a GGUF file goes; asked before the file is written.
+
+    Raises:
+        UsageError: the output is no single GGUF file (Ollama reads no split ones).
+        StorageError: there is one already.
+    """
+    if output.suffix != ".gguf":
+        raise UsageError("a Modelfile is written beside one .gguf file", hint="-o model.gguf")
+    path = output.parent / NAME
+    if path.exists() and not force:
+        raise StorageError(f"{path} exists", hint="--force replaces it", code="EXISTS")
+    return path
+
+
+def write_modelfile(
+    path: Path, model: Checkpoint, output: Path, *, adapter: Path | None = None
+) -> None:
+    """Write the Modelfile of `output`, or of a model with an adapter, atomically."""
+    from adaptool.conversion import modelfile
+
+    name = output.name if output.parent == path.parent else str(output.absolute())
+    text = modelfile(model, name, adapter=adapter.name if adapter else None).encode()
+    with Staging(path, kind="file", required=len(text), inputs=[], force=True) as staging:
+        extents = (Extent(0, Bytes(text)),)
+        write_files(staging, [FilePlan(path.name, len(text), extents)], workers=1, progress=None)
+        staging.commit()
