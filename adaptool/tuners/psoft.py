@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, ClassVar
 
 from adaptool.canonical import Update, Window
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 _R, _A, _B = suffixes = ("psoft_R.weight", "psoft_R.vector_a", "psoft_R.vector_b")
 shared = ()
+
+
+_DRAWING = Lock()
+"""`torch.svd_lowrank` draws from torch's one generator, which the workers of a merge share."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Decomposition:
         if not self.sketched:
             u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
             return u[:, :rank], s[:rank], vt[:rank]
-        with torch.random.fork_rng(devices=[]):
+        with _DRAWING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             u, s, v = torch.svd_lowrank(matrix, q=rank, niter=self.rounds)
         return u, s, v.T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from adaptool.canonical import LowRank, Site, Update, Window
 from adaptool.canonical.verbs import Applicable, Fittable, Span, Spanning
 from adaptool.errors import AdaptoolError, CorruptInputError, IncompatibleError, ResourceLimitError
 from adaptool.tuners._forms import Delta
+from adaptool.tuners.psoft import Decomposition
 
 from .formulas import (
     CPU,
@@ -231,3 +233,12 @@ def test_mutations_are_understood_or_refused(name: str) -> None:
         else:
             assert moved.shape == WEIGHT.shape, mutation
     assert refused
+
+
+def test_a_sketch_is_the_same_whatever_other_threads_draw():
+    find = Decomposition(sketched=True, rounds=2, seed=3).find
+    weights = [torch.randn(48, 40, generator=torch.Generator().manual_seed(n)) for n in range(40)]
+    alone = [find(weight, 4)[0] for weight in weights]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda weight: find(weight, 4)[0], weights))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
