@@ -11,9 +11,9 @@ from adaptool.canonical.noise import uniform
 from adaptool.errors import IncompatibleError
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Iterator
 
-    from adaptool.canonical.tensors import LazyTensor
+    import torch
 
 
 class Encoding(Protocol):
@@ -53,11 +53,19 @@ class Encoding(Protocol):
         ...
 
 
+class Values(Protocol):
+    """A tensor, as far as the choice of scales needs to know it."""
+
+    def stream(self, *, align: int = 1) -> Iterator[torch.Tensor]:
+        """All values in flat pieces of a multiple of `align`, each valid until the next."""
+        ...
+
+
 @runtime_checkable
 class Fitting(Protocol):
     """An encoding whose scales are chosen by all of a tensor, not by each block's own values."""
 
-    def fitted(self, values: LazyTensor) -> Encoding:
+    def fitted(self, values: Values) -> Encoding:
         """The encoding for these values, which are read when the first block is packed."""
         ...
 
@@ -83,7 +91,7 @@ class Form:
         """The encoding's name, else the dtype's."""
         return self.dtype.value if self.encoding is None else self.encoding.name
 
-    def fitted(self, values: LazyTensor) -> Form:
+    def fitted(self, values: Values) -> Form:
         """The form for these values, of an encoding that depends on all of them."""
         if not isinstance(self.encoding, Fitting):
             return self

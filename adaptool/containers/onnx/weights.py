@@ -9,6 +9,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from adaptool.canonical import DType, LazyTensor
+from adaptool.canonical.forms import Values
 from adaptool.canonical.tensors import ENCODED_BLOCK, byte_view
 from adaptool.containers.onnx import elements
 from adaptool.encodings.onnx.affine import Affine
@@ -84,7 +85,7 @@ class Housed:
         """See Encoding."""
         return self.encoding.encode(values, importance, noise)
 
-    def fitted(self, values: LazyTensor) -> Housed:
+    def fitted(self, values: Values) -> Housed:
         """The encoding with the scales that suit these values, where they are not a row's own."""
         if not isinstance(self.encoding, Affine):
             return self

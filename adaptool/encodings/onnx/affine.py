@@ -14,6 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from adaptool.canonical.dtypes import DType
+from adaptool.canonical.forms import Values
 from adaptool.canonical.tensors import LazyTensor
 from adaptool.encodings.onnx.levels import linear_scale, nearest_even
 
@@ -78,7 +79,7 @@ class Affine:
         with self._lock:
             return self._found
 
-    def fitted(self, values: LazyTensor) -> Affine:
+    def fitted(self, values: Values) -> Affine:
         """An encoding like this one with the grid that suits these values."""
         return Affine(self.levels, self.width, self.by_column, self.scale,
                       lambda: self._fit(values), self.stored, Lock())  # fmt: skip
@@ -99,7 +100,7 @@ class Affine:
         levels = levels.clamp_(limits.min, limits.max)
         return levels.to(self.levels.torch).contiguous().view(torch.uint8).view(-1)
 
-    def _fit(self, values: LazyTensor) -> Grid:
+    def _fit(self, values: Values) -> Grid:
         import torch
 
         low = torch.full((self.width,), torch.inf)
