@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from adaptool.extraction import extract
     from adaptool.formats import read_adapter
     from adaptool.inspection import inspect
-    from adaptool.jobs import convert, convert_model, merge_files, save
     from adaptool.jobs.combining import combine_files
+    from adaptool.jobs.converting import convert, convert_model
     from adaptool.jobs.extracting import extract_files
+    from adaptool.jobs.merging import merge_files, save
     from adaptool.jobs.reducing import reduce_file
     from adaptool.jobs.slotting import make_slots
     from adaptool.lowering import lower
@@ -51,20 +52,20 @@ _HOMES = {
     "combine_files": "jobs.combining",
     "compare": "comparison",
     "compare_files": "comparison",
-    "convert": "jobs",
-    "convert_model": "jobs",
+    "convert": "jobs.converting",
+    "convert_model": "jobs.converting",
     "extract": "extraction",
     "extract_files": "jobs.extracting",
     "inspect": "inspection",
     "lower": "lowering",
     "make_slots": "jobs.slotting",
     "merge": "merging",
-    "merge_files": "jobs",
+    "merge_files": "jobs.merging",
     "open_checkpoint": "containers",
     "read_adapter": "formats",
     "reduce": "reduction",
     "reduce_file": "jobs.reducing",
-    "save": "jobs",
+    "save": "jobs.merging",
 }
 
 __all__ = [

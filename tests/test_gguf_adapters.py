@@ -29,7 +29,7 @@ from adaptool.containers import SaveOptions
 from adaptool.containers.gguf import Kind, Value, save_file
 from adaptool.errors import AdaptoolError, CorruptInputError, IncompatibleError, UsageError
 from adaptool.formats import ReadOptions, WriteOptions, ggla, gguf, read_adapter
-from adaptool.jobs import convert
+from adaptool.jobs.converting import convert
 
 LLAMA = {
     "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4,

@@ -26,7 +26,7 @@ from adaptool.containers.gguf import Value
 from adaptool.conversion import to_gguf
 from adaptool.errors import IncompatibleError, UsageError
 from adaptool.formats import WriteOptions, format_for
-from adaptool.jobs import merge_files
+from adaptool.jobs.merging import merge_files
 from adaptool.merging import merge
 
 HIDDEN, FFN, VOCABULARY, LAYERS = 256, 512, 96, 2
@@ -376,7 +376,7 @@ def test_refusals(tmp_path: Path) -> None:
 
 
 def test_a_gguf_adapter_needs_no_translation(tmp_path: Path) -> None:
-    from adaptool.jobs import convert
+    from adaptool.jobs.converting import convert
 
     base, pirate = saved(tmp_path / "base.gguf", "q8_0"), on_disk(tmp_path / "p", adapter())
     convert(pirate, tmp_path / "p.gguf", base=base)

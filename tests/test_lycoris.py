@@ -36,7 +36,8 @@ from adaptool.conversion import to_gguf
 from adaptool.errors import AdaptoolError, CorruptInputError, IncompatibleError, UsageError
 from adaptool.formats import WriteOptions, find, format_for, read_adapter
 from adaptool.inspection import Details, inspect
-from adaptool.jobs import convert, merge_files
+from adaptool.jobs.converting import convert
+from adaptool.jobs.merging import merge_files
 
 GOLDEN = Path(__file__).parent / "golden" / "lycoris"
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from adaptool.errors import IncompatibleError
-from adaptool.jobs import merge_files
+from adaptool.jobs.merging import merge_files
 
 SITE = "layers.0.q_proj"
 

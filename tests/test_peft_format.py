@@ -17,7 +17,8 @@ from adaptool.errors import AdaptoolError, CorruptInputError, IncompatibleError
 from adaptool.formats import read_adapter
 from adaptool.formats.peft.keys import Role, parse_key
 from adaptool.formats.peft.settings import Settings
-from adaptool.jobs import convert, merge_files
+from adaptool.jobs.converting import convert
+from adaptool.jobs.merging import merge_files
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "demo"
 

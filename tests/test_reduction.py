@@ -40,7 +40,8 @@ from adaptool.demonstration import answer, demo_folder
 from adaptool.errors import AdaptoolError, CorruptInputError, IncompatibleError, UsageError
 from adaptool.formats import WriteOptions, format_for
 from adaptool.importance import importance_of
-from adaptool.jobs import convert, merge_files
+from adaptool.jobs.converting import convert
+from adaptool.jobs.merging import merge_files
 from adaptool.reduction import plan_reduction
 from adaptool.workers import run_each
 

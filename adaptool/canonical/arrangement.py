@@ -14,7 +14,6 @@ from math import prod
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from adaptool.canonical.tensors import LazyTensor, from_recipe
-from adaptool.canonical.tensors import transposed as transpose
 from adaptool.canonical.updates import Addition, Dora, LowRank, Replacement, TokenRows
 from adaptool.canonical.verbs import Applicable, Applier, Span, Update, Window
 from adaptool.errors import IncompatibleError
@@ -270,21 +269,12 @@ def arranged(
     rows: Order | None,
     cols: Order | None = None,
     *,
-    transposed: bool = False,
     shift: float = 0.0,
 ) -> LazyTensor:
-    """A weight [out, ...] as it lies elsewhere, streamed.
-
-    The order of the moves is: rows, columns, transpose, shift.
-    """
+    """A weight [out, ...] as it lies elsewhere, streamed: rows, columns, then the shift."""
     moved = tensor if rows is None else _with_rows(tensor, rows)
     moved = moved if cols is None else _moved(moved, cols, 1)
-    return _finished(moved, shift=shift, transposed=transposed)
-
-
-def _finished(tensor: LazyTensor, *, shift: float, transposed: bool) -> LazyTensor:
-    turned = transpose(tensor) if transposed else tensor
-    return _shifted(turned, shift) if shift else turned
+    return _shifted(moved, shift) if shift else moved
 
 
 def _moved(tensor: LazyTensor, order: Order | None, axis: int) -> LazyTensor:

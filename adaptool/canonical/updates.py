@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
 
 from adaptool.canonical.tensors import LazyTensor
 from adaptool.canonical.verbs import Applier, Update, Window
@@ -168,10 +168,10 @@ class Replacement:
 
 
 @dataclass(frozen=True)
-class Addition:
-    """W + scaling * d: a dense difference (the trained bias of `lora_bias`)."""
+class Dense:
+    """W + scaling * d, d with the parameter's own shape; what it is in a file, its kinds say."""
 
-    kind: ClassVar[str] = "addition"
+    kind: ClassVar[str]
     additive: ClassVar[bool] = True
 
     value: LazyTensor
@@ -187,7 +187,7 @@ class Addition:
         """The difference."""
         return {"value": self.value}
 
-    def scaled(self, scale: float) -> Addition:
+    def scaled(self, scale: float) -> Self:
         """The same difference `scale` times as strong."""
         return replace(self, scaling=self.scaling * scale)
 
@@ -201,6 +201,13 @@ class Addition:
             return weight.add_(part, alpha=scale * self.scaling)
 
         return apply
+
+
+@dataclass(frozen=True)
+class Addition(Dense):
+    """A dense difference that PEFT can hold: the trained bias of `lora_bias`."""
+
+    kind: ClassVar[str] = "addition"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from adaptool.cli.options import (
 )
 from adaptool.errors import JSON
 from adaptool.formats import Written
-from adaptool.jobs import convert as convert_source
+from adaptool.jobs.converting import convert as convert_source
 from adaptool.jobs.lowering import Lowered
 from adaptool.lowering import Lowering
 from adaptool.ranks import RankRequest

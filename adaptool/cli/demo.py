@@ -12,7 +12,7 @@ from adaptool.cli.inspect import show_facts
 from adaptool.cli.options import common_options, console_of, examples
 from adaptool.errors import JSON
 from adaptool.inspection import inspect
-from adaptool.jobs import merge_files
+from adaptool.jobs.merging import merge_files
 
 SCALES = (0.0, 0.5, 1.0)
 

@@ -21,7 +21,8 @@ from adaptool.cli.options import (
     weighted,
 )
 from adaptool.errors import UsageError
-from adaptool.jobs import MergeReport, merge_files
+from adaptool.jobs.merging import merge_files
+from adaptool.jobs.reporting import MergeReport
 from adaptool.merging import Survival
 
 _EXAMPLES = examples(

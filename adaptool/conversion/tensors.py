@@ -14,15 +14,11 @@ from adaptool.canonical.arrangement import arranged
 from adaptool.canonical.forms import Form, importance_for
 from adaptool.canonical.tensors import from_storage
 from adaptool.encodings import ggml
+from adaptool.encodings.ggml.types import PLAIN
 from adaptool.errors import IncompatibleError
 
 if TYPE_CHECKING:
     import torch
-
-PLAIN = {
-    "F32": DType.FLOAT32, "F16": DType.FLOAT16, "BF16": DType.BFLOAT16, "F64": DType.FLOAT64,
-}  # fmt: skip
-"""ggml's types that are stored value by value."""
 
 _LARGEST_HALF = 65504.0
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from adaptool.canonical import LazyTensor
+from adaptool.containers import SaveOptions
 from adaptool.containers._content import verify_sources
+from adaptool.containers._output import Output
 from adaptool.errors import IncompatibleError
 from adaptool.formats import WriteOptions, Written
-from adaptool.storage import Extent, FilePlan, Staging, write_files
+from adaptool.storage import Extent, FilePlan
 
 
 def write_extents(path: Path, size: int, extents: Sequence[Extent],
@@ -25,14 +28,10 @@ def write_extents(path: Path, size: int, extents: Sequence[Extent],
 
     Raises StorageError: see `adaptool.storage.Staging`.
     """
-    with Staging(
-        path, kind="file", required=size, inputs=options.inputs, force=options.force
-    ) as staging:
-        plan = FilePlan(path.name, size, tuple(extents))
-        write_files(staging, [plan], workers=1, progress=None)
-        verify_sources(tensors.values())
-        staging.commit()
-        return Written(path, size, (path.name,), staging.stale)
+    output = Output((FilePlan(path.name, size, tuple(extents)),))
+    save = SaveOptions(force=options.force, inputs=options.inputs)
+    saved = output.write(path, save, partial(verify_sources, tensors.values()))
+    return Written(path, saved.nbytes, saved.files, saved.stale)
 
 
 def refuse_encoding(options: WriteOptions) -> None:

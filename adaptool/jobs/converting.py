@@ -14,9 +14,10 @@ from adaptool.architectures.underscored import UNDERSCORED, named
 from adaptool.canonical import Adapter, Rebased
 from adaptool.canonical.dtypes import dtype_named
 from adaptool.containers import SaveOptions, open_checkpoint, plan_checkpoint, save_checkpoint
-from adaptool.errors import IncompatibleError, UsageError
+from adaptool.errors import JSON, IncompatibleError, UsageError
 from adaptool.formats import ReadOptions, WriteOptions, Written, format_for, read_adapter
 from adaptool.hub import fetch_adapter, fetch_checkpoint, fetch_config
+from adaptool.jobs.asking import importance_of, with_total
 from adaptool.jobs.lowering import LORA, Lowered, lower_adapter
 from adaptool.jobs.modelfiles import modelfile_path, write_modelfile
 from adaptool.jobs.slotting import read_for_graph, takes_graph, write_for_graph
@@ -27,8 +28,6 @@ from adaptool.slots import SLOTS
 from adaptool.storage import read_json
 
 if TYPE_CHECKING:
-    import torch
-
     from adaptool.architectures.gguf import Layout
 
 
@@ -80,7 +79,8 @@ def convert(
     Raises AdaptoolError; nothing is written then.
     """
     path = fetch_adapter(os.fspath(source))
-    if formats.find(path) is None and containers.find(path) is not None:
+    found = formats.find(path)
+    if found is None and containers.find(path) is not None:
         if base is not None or scale != 1.0 or row_order is not None or graph is not None or ranks:
             raise UsageError(
                 f"{path} is a model: --base, --for, --scale, --row-order and ranks are for adapters"
@@ -99,11 +99,11 @@ def convert(
             hint="--to lora; or `adaptool reduce`, which keeps the type",
         )
     module = format_for(target, None if to == LORA else to)
-    found = formats.find(path)
     if graph is not None and found and not takes_graph(module):
         adapter = read_for_graph(path, found[1], graph)
-    else:
-        adapter = read_adapter(path, ReadOptions(allow_pickle, row_order))
+    else:  # where no format recognises it, the function says so
+        read = read_adapter if found is None else found[1].read
+        adapter = read(path, ReadOptions(allow_pickle, row_order))
     lowering = lower_adapter(adapter, base, ranks, threads) if to == LORA else None
     adapter = adapter if lowering is None else lowering.adapter
     if scale != 1.0:
@@ -189,7 +189,7 @@ def convert_model(
         workers=worker_count(threads),
         max_shard_size=max_shard_size,
         inputs=[folder],
-        progress=_with_total(progress, model.nbytes),
+        progress=with_total(progress, model.nbytes),
     )
     if dry_run:
         saved = plan_checkpoint(model, target, options)
@@ -201,21 +201,6 @@ def convert_model(
     notes = [f"left out, llama.cpp has no use for it: {name}" for name in left_out(checkpoint)]
     written = Written(target, saved.nbytes, saved.files, saved.stale, tuple(notes))
     return written if beside is None else _also(written, beside)
-
-
-def importance_of(path: str | os.PathLike[str] | None) -> Mapping[str, torch.Tensor] | None:
-    """What llama-imatrix measured: tensor -> [columns] or [slots, columns]; None for no file."""
-    if path is None:
-        return None
-    from adaptool.containers.gguf.imatrix import read_importance
-
-    return {name: tensor.values() for name, tensor in read_importance(Path(path)).items()}
-
-
-def _with_total(
-    progress: Callable[[int, int], None] | None, total: int
-) -> Callable[[int], None] | None:
-    return (lambda done: progress(done, total)) if progress else None
 
 
 @dataclass(frozen=True)
@@ -267,11 +252,17 @@ def _named(adapter: Adapter, base: str | os.PathLike[str] | None) -> Adapter:
         return spoken_by(open_checkpoint(path), adapter)
     from adaptool.architectures.gguf import layout_of
 
+    config = _config(path, hint="name the model's folder or file")
+    return named(adapter, layout_of(config).parameters(), path.name)
+
+
+def _config(path: Path, hint: str) -> dict[str, JSON]:
+    """A model's config.json: the file itself, or that in its folder."""
     file = path / "config.json" if path.is_dir() else path
     config = read_json(file)
     if not isinstance(config, dict):
-        raise UsageError(f"{file}: not a JSON object", hint="name the model's folder or file")
-    return named(adapter, layout_of(config).parameters(), path.name)
+        raise UsageError(f"{file}: not a JSON object", hint=hint)
+    return config
 
 
 def _base(adapter: Adapter, base: str | os.PathLike[str] | None) -> _Base:
@@ -290,15 +281,12 @@ def _base(adapter: Adapter, base: str | os.PathLike[str] | None) -> _Base:
         shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
         rows = shapes.get("token_embd.weight", (None,))[0]
         return _Base(layout_of_model(model.config), shapes, "output.weight" not in shapes, rows)
-    file = path / "config.json" if path.is_dir() else path
-    config = read_json(file)
-    if not isinstance(config, dict):
-        raise UsageError(f"{file}: not a JSON object", hint="name the model's config.json")
+    config = _config(path, hint="name the model's config.json")
     stated = config.get("text_config")
     text = {**config, **stated} if isinstance(stated, dict) else config
-    rows = text.get("vocab_size")
+    entries = text.get("vocab_size")
     tied = text.get("tie_word_embeddings") is True
-    return _Base(layout_of(config), None, tied, rows if isinstance(rows, int) else None)
+    return _Base(layout_of(config), None, tied, entries if isinstance(entries, int) else None)
 
 
 def _refuse_tied(adapter: Adapter) -> None:

@@ -16,7 +16,7 @@ from adaptool.containers import SaveOptions, open_checkpoint, plan_checkpoint, s
 from adaptool.errors import JSON, UsageError
 from adaptool.formats import ReadOptions, read_adapter
 from adaptool.hub import fetch_adapter, fetch_checkpoint
-from adaptool.jobs.converting import importance_of
+from adaptool.jobs.asking import importance_of, with_total
 from adaptool.jobs.exported import ExportedBase, exported_base
 from adaptool.jobs.quantisation import DEQUANTIZED, QuantisedBase, quantised_base
 from adaptool.jobs.reporting import MergeReport, records_of, report_of
@@ -161,7 +161,6 @@ def merge_files(
         options = SaveOptions(max_shard_size=max_shard_size)
         planned = plan_checkpoint(merged.checkpoint, Path(output), options)
         return report_of(merged, planned, dry_run=True, workers=worker_count(threads))
-    total = merged.checkpoint.nbytes
     protected = [base_path, *(p for p, _ in paths)]
     return save(
         merged,
@@ -170,7 +169,7 @@ def merge_files(
         force=force,
         max_shard_size=max_shard_size,
         threads=threads,
-        progress=(lambda done: progress(done, total)) if progress else None,
+        progress=with_total(progress, merged.checkpoint.nbytes),
         protect=[*protected, *([forms.original] if forms.original else [])],
         allow_loss=allow_loss,
     )

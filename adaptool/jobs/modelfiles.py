@@ -6,7 +6,9 @@ from pathlib import Path
 
 from adaptool.canonical import Checkpoint
 from adaptool.errors import StorageError, UsageError
-from adaptool.storage import Bytes, Extent, FilePlan, Staging, write_files
+from adaptool.formats import WriteOptions
+from adaptool.formats._written import write_extents
+from adaptool.storage import Bytes, Extent
 
 NAME = "Modelfile"
 
@@ -34,7 +36,4 @@ def write_modelfile(
 
     name = output.name if output.parent == path.parent else str(output.absolute())
     text = modelfile(model, name, adapter=adapter.name if adapter else None).encode()
-    with Staging(path, kind="file", required=len(text), inputs=[], force=True) as staging:
-        extents = (Extent(0, Bytes(text)),)
-        write_files(staging, [FilePlan(path.name, len(text), extents)], workers=1, progress=None)
-        staging.commit()
+    write_extents(path, len(text), [Extent(0, Bytes(text))], {}, WriteOptions(force=True))

@@ -12,14 +12,11 @@ from adaptool.canonical.forms import Form, importance_for
 from adaptool.canonical.noise import seed_of
 from adaptool.encodings.ggml import can_encode, encoding
 from adaptool.encodings.ggml.mixtures import OUTTYPES, choose_types
+from adaptool.encodings.ggml.types import PLAIN
 from adaptool.errors import IncompatibleError, UsageError
 
 if TYPE_CHECKING:
     import torch
-
-PLAIN = {
-    "F64": DType.FLOAT64, "F32": DType.FLOAT32, "F16": DType.FLOAT16, "BF16": DType.BFLOAT16,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

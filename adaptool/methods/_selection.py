@@ -1,13 +1,16 @@
-"""The size of the k-th largest value of a matrix that streams by in blocks."""
+"""The largest values of a matrix that streams by in blocks, and what keeps only those."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf, sqrt
 from typing import TYPE_CHECKING
 
-from adaptool.canonical.blending import Operand
+from adaptool.canonical import Window
+from adaptool.canonical.blending import Blend, Operand
 from adaptool.errors import CorruptInputError
+from adaptool.methods._election import Election, weighted_sum
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +53,34 @@ def threshold(operand: Operand, density: float) -> float:
 def trimmed(values: Sequence[torch.Tensor], limits: Sequence[float]) -> list[torch.Tensor]:
     """The values with zeros in place of those smaller than their operand's limit."""
     return [v * (v.abs() >= limit) for v, limit in zip(values, limits, strict=True)]
+
+
+@dataclass(frozen=True)
+class Trimming:
+    """Of each operand only the largest values; then a sum or an election.
+
+    Attributes:
+        density: the share of values that is kept.
+        election: how the operands are merged; None sums them up.
+    """
+
+    density: float
+    election: Election | None = None
+    whole_rows: bool = False
+
+    def prepare(self, operands: Sequence[Operand]) -> Blend:
+        """See Rule."""
+        limits = [threshold(operand, self.density) for operand in operands]
+        weights = [operand.weight for operand in operands]
+
+        def blend(values: Sequence[torch.Tensor], window: Window) -> torch.Tensor:
+            del window
+            kept = trimmed(values, limits)
+            if self.election is None:
+                return weighted_sum(kept, weights)
+            return self.election.outcome(kept, weights)
+
+        return blend
 
 
 def _bracket(operand: Operand, share: float, count: int) -> tuple[float, float]:

@@ -8,18 +8,10 @@ magnitude_prune). Kept values are not rescaled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from adaptool.canonical import Window
-from adaptool.canonical.blending import Blend, Operand, Rule
+from adaptool.canonical.blending import Rule
 from adaptool.methods import Parameter, Settings
-from adaptool.methods._election import DENSITY, weighted_sum
-from adaptool.methods._selection import threshold, trimmed
-
-if TYPE_CHECKING:
-    import torch
+from adaptool.methods._election import DENSITY
+from adaptool.methods._selection import Trimming
 
 SUMMARY = "small values dropped, then the weighted sum"
 PARAMETERS: tuple[Parameter, ...] = (DENSITY,)
@@ -27,20 +19,4 @@ PARAMETERS: tuple[Parameter, ...] = (DENSITY,)
 
 def rule(settings: Settings) -> Rule:
     """Prune, then sum."""
-    return _Magnitude(settings.number("density"))
-
-
-@dataclass(frozen=True)
-class _Magnitude:
-    density: float
-    whole_rows: bool = False
-
-    def prepare(self, operands: Sequence[Operand]) -> Blend:
-        limits = [threshold(operand, self.density) for operand in operands]
-        weights = [operand.weight for operand in operands]
-
-        def blend(values: Sequence[torch.Tensor], window: Window) -> torch.Tensor:
-            del window
-            return weighted_sum(trimmed(values, limits), weights)
-
-        return blend
+    return Trimming(settings.number("density"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -11,16 +9,13 @@ import pytest
 from adaptool.containers import modules, open_checkpoint
 from adaptool.errors import AdaptoolError
 
-from .files import Case
 from .gguf import BROKEN, INSPECT, SOUND, cases
-from .test_cli import Run, check_message, listing, run, run_case, run_inside
+from .measures import check_cheap
+from .test_cli import Run, check_refused, run, run_case, run_inside
 
 __all__ = ["run_case", "run_inside"]
 
 CASES = {case.name: case for case in cases()}
-SECONDS = 1.0
-MEMORY = 1 << 20
-"""Bytes beyond the file's own size."""
 
 
 def test_enough() -> None:
@@ -36,19 +31,7 @@ def test_undamaged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_refused(tmp_path: Path, name: str, run_case: Run) -> None:
-    case: Case = CASES[name]
-    case.damage(tmp_path)
-    before = listing(tmp_path)
-    done = run_case(tmp_path, case)
-    assert done.returncode == case.exit_code, done.stderr or done.stdout
-    assert done.stdout == ""
-    lines = done.stderr.split("\n")
-    assert lines.pop() == ""
-    assert lines[0].startswith("adaptool: ")
-    assert [line for line in lines[1:] if not line.startswith("  hint: ")] == []
-    assert len(lines) <= 2
-    check_message(case, lines[0], done.stderr)
-    assert listing(tmp_path) == before
+    check_refused(tmp_path, tmp_path, CASES[name], run_case)
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -58,17 +41,7 @@ def test_refused_without_memory(tmp_path: Path, name: str) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     modules()  # imported before anything is measured
-    tracemalloc.start()
-    start = time.process_time()
-    try:
-        with pytest.raises(AdaptoolError) as caught:
-            open_checkpoint(path)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert caught.value.exit_code == code
-    assert peak < MEMORY + len(content)
-    assert time.process_time() - start < SECONDS
+    check_cheap(path, code, len(content))
 
 
 def test_truncated_anywhere(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from adaptool.formats import onnx as onnx_format
 from adaptool.formats._trailer import read_trailer, trailer
 from adaptool.formats.onnx_adapter.flatbuffer import Parameters, lay_out, read_parameters
 from adaptool.formats.peft import write as write_peft
-from adaptool.jobs import convert
+from adaptool.jobs.converting import convert
 from adaptool.slots import EXTERNAL, Manifest, fill, slots_for
 from adaptool.slots.manifest import Part, Slot
 from adaptool.storage import FilePlan, SourceFile, Staging, write_files

@@ -19,7 +19,9 @@ from adaptool.canonical import DType
 from adaptool.combination import Recipe
 from adaptool.containers import open_checkpoint
 from adaptool.errors import IncompatibleError, UsageError
-from adaptool.jobs import MergeReport, convert, merge_files
+from adaptool.jobs.converting import convert
+from adaptool.jobs.merging import merge_files
+from adaptool.jobs.reporting import MergeReport
 
 slow = pytest.mark.slow
 FP32, FP16 = 1e-5, 2e-3

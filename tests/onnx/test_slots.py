@@ -37,7 +37,7 @@ from adaptool.containers import SaveOptions, open_checkpoint, save_checkpoint
 from adaptool.errors import AdaptoolError, CorruptInputError, IncompatibleError, UsageError
 from adaptool.formats import WriteOptions, onnx_adapter, onnx_slots, read_adapter
 from adaptool.formats.peft import write as write_peft
-from adaptool.jobs import convert
+from adaptool.jobs.converting import convert
 from adaptool.jobs.slotting import make_slots
 from adaptool.slots import (
     EXTERNAL,

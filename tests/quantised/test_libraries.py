@@ -19,7 +19,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Quantize  # noqa: TID25
 
 from adaptool.containers import open_checkpoint
 from adaptool.encodings.checkpoints import dequantised
-from adaptool.jobs import merge_files
+from adaptool.jobs.merging import merge_files
 from tests.quantised.models import Tensors, read_tensors, write_plain, write_settings
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

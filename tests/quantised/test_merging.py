@@ -17,7 +17,7 @@ from adaptool.cli import group
 from adaptool.containers import open_checkpoint
 from adaptool.encodings.checkpoints import dequantised
 from adaptool.errors import IncompatibleError, UsageError
-from adaptool.jobs import merge_files
+from adaptool.jobs.merging import merge_files
 from tests.quantised.models import (
     VOCABULARY,
     read_tensors,

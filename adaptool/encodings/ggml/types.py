@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from adaptool.canonical.dtypes import DType
+
 
 @dataclass(frozen=True, slots=True)
 class GgmlType:
@@ -73,3 +75,8 @@ TYPES: Mapping[int, GgmlType] = MappingProxyType({one.id: one for one in _ALL})
 
 NAMED: Mapping[str, GgmlType] = MappingProxyType({one.name: one for one in _ALL})
 """Every type by its name."""
+
+PLAIN: Mapping[str, DType] = MappingProxyType({
+    "F64": DType.FLOAT64, "F32": DType.FLOAT32, "F16": DType.FLOAT16, "BF16": DType.BFLOAT16,
+})  # fmt: skip
+"""Types of weights that are stored value by value, by ggml's name."""

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from adaptool.canonical.dtypes import DType
 from adaptool.encodings.onnx.levels import (
+    PackedRows,
     linear_scale,
     nearest_away,
     nearest_even,
     pack,
-    split_columns,
     unpack,
 )
 
@@ -50,7 +50,7 @@ class Zeros(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Blockwise:
+class Blockwise(PackedRows):
     """The encoding of a weight with rows of `width` values; see Encoding.
 
     Attributes:
@@ -93,20 +93,6 @@ class Blockwise:
         zeros = {Zeros.NONE: 0, Zeros.PACKED: (self.groups * self.bits + 7) // 8,
                  Zeros.SCALED: scales}[self.zeros]  # fmt: skip
         return stored * self.bits // 8, scales, zeros
-
-    @property
-    def block(self) -> int:
-        """Values of one block: a row."""
-        return self.width
-
-    @property
-    def size(self) -> int:
-        """Bytes of one block."""
-        return sum(self.parts)
-
-    def split(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """uint8 [n * size] -> the rows' levels, scales and zero points, uint8 [n, ...] each."""
-        return split_columns(rows.view(-1, self.size), self.parts)
 
     def decode(self, packed: torch.Tensor) -> torch.Tensor:
         """uint8 [n * size] -> float32 [n * width]."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adaptool.canonical.dtypes import DType
-from adaptool.encodings.onnx.levels import split_columns
+from adaptool.encodings.onnx.levels import PackedRows
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ _FAINT = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
-class Bnb4:
+class Bnb4(PackedRows):
     """The encoding of a weight with rows of `width` values; see Encoding.
 
     Attributes:
@@ -57,20 +57,6 @@ class Bnb4:
     def parts(self) -> tuple[int, int, int]:
         """Bytes of a row's levels and scales, and none of zero points."""
         return self.width // 2, self.width // self.group * self.scale.bits // 8, 0
-
-    @property
-    def block(self) -> int:
-        """Values of one block: a row."""
-        return self.width
-
-    @property
-    def size(self) -> int:
-        """Bytes of one block."""
-        return sum(self.parts)
-
-    def split(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """uint8 [n * size] -> the rows' levels, scales and nothing, uint8 [n, ...] each."""
-        return split_columns(rows.view(-1, self.size), self.parts)
 
     def decode(self, packed: torch.Tensor) -> torch.Tensor:
         """uint8 [n * size] -> float32 [n * width]."""

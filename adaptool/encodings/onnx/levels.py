@@ -82,3 +82,30 @@ def nearest_away(positions: torch.Tensor, noise: torch.Tensor | None) -> torch.T
         return positions.add(noise).floor()
     below_half = torch.tensor(0.5 - 2.0**-25, device=positions.device)
     return positions.add(torch.copysign(below_half, positions)).trunc()
+
+
+class PackedRows:
+    """A scheme of which a block is a whole row of `width` values, stored in `parts`."""
+
+    __slots__ = ()
+
+    width: int
+
+    @property
+    def parts(self) -> tuple[int, int, int]:
+        """Bytes of a row's levels, scales and zero points."""
+        raise NotImplementedError
+
+    @property
+    def block(self) -> int:
+        """Values of one block: a row."""
+        return self.width
+
+    @property
+    def size(self) -> int:
+        """Bytes of one block."""
+        return sum(self.parts)
+
+    def split(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """uint8 [n * size] -> the rows' levels, scales and zero points, uint8 [n, ...] each."""
+        return split_columns(rows.view(-1, self.size), self.parts)

@@ -17,7 +17,7 @@ import pytest
 from exports import Shelf, distance, inputs_of, tune
 from slotted import Case, accurate, by_peft, decoded, make, past, run, session
 
-from adaptool.jobs import convert
+from adaptool.jobs.converting import convert
 from adaptool.jobs.slotting import make_slots
 from adaptool.slots import EXTERNAL, INPUTS, SlotRequest
 
