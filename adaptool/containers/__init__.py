@@ -7,46 +7,26 @@ reads headers only, `save` streams. Adding a container is adding one file.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
 
 from adaptool import plugins
 from adaptool.canonical import Checkpoint
+from adaptool.containers._output import Output, Saved, SaveOptions
 from adaptool.errors import IncompatibleError
 
-
-@dataclass(frozen=True)
-class SaveOptions:
-    """How a checkpoint is written.
-
-    Attributes:
-        force: replace an existing output.
-        workers: threads that copy and compute.
-        max_shard_size: bytes of tensors per file, or None to keep the layout of the input.
-        inputs: paths that the output must not touch.
-        progress: called with (bytes done since last call), from several threads.
-        approve: called when all is written and nothing is visible yet; raises to refuse.
-            It returns files to write along (card, record), which may state what was measured.
-    """
-
-    force: bool = False
-    workers: int = 1
-    max_shard_size: int | None = None
-    inputs: Sequence[Path] = ()
-    progress: Callable[[int], None] | None = None
-    approve: Callable[[], dict[str, bytes]] = field(default=dict)
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What was written: the path, its bytes, its files, and whether a dead run was cleaned up."""
-
-    path: Path
-    nbytes: int
-    files: tuple[str, ...]
-    stale: bool = False
+__all__ = [
+    "Container",
+    "Output",
+    "SaveOptions",
+    "Saved",
+    "find",
+    "lay_out_checkpoint",
+    "modules",
+    "open_checkpoint",
+    "plan_checkpoint",
+    "save_checkpoint",
+]
 
 
 class Container(Protocol):
@@ -60,6 +40,10 @@ class Container(Protocol):
 
     def open(self, path: Path) -> Checkpoint:
         """The checkpoint with lazy tensors; only headers are read."""
+        ...
+
+    def lay_out(self, checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Output:
+        """The files that the checkpoint becomes at `path`; nothing is written or computed."""
         ...
 
     def plan(self, checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Saved:
@@ -106,3 +90,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, options: SaveOptions) ->
 def plan_checkpoint(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Saved:
     """What `save_checkpoint` would write."""
     return modules()[checkpoint.container].plan(checkpoint, path, options)
+
+
+def lay_out_checkpoint(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Output:
+    """The files that `save_checkpoint` would write, to be written as a part of another output."""
+    return modules()[checkpoint.container].lay_out(checkpoint, path, options)

@@ -188,7 +188,7 @@ def _side_files(folder: Path) -> dict[str, Path | bytes]:
 
 def plan(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Saved:
     """What `save` would write, without writing."""
-    return _lay_out(checkpoint, path, options).planned(path)
+    return lay_out(checkpoint, path, options).planned(path)
 
 
 def save(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Saved:
@@ -198,8 +198,7 @@ def save(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Saved:
         StorageError: see `adaptool.storage.Staging`; nothing is visible then.
         Whatever a tensor's values raise while they are computed.
     """
-    output = _lay_out(checkpoint, path, options)
-    return output.write(path, options, partial(verify_sources, checkpoint.tensors.values()))
+    return lay_out(checkpoint, path, options).write(path, options)
 
 
 def size_of_file(tensors: dict[str, LazyTensor], metadata: dict[str, str]) -> int:
@@ -216,11 +215,13 @@ def save_file(
     options: SaveOptions,
 ) -> Saved:
     """Write a folder with one .safetensors file and small files with content in memory."""
-    output = Output((_plan_file(name, tensors, metadata),), small, is_folder=True)
-    return output.write(folder, options, partial(verify_sources, tensors.values()))
+    plans = (_plan_file(name, tensors, metadata),)
+    check = partial(verify_sources, tensors.values())
+    return Output(plans, small, is_folder=True, verify=check).write(folder, options)
 
 
-def _lay_out(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Output:
+def lay_out(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Output:
+    """The files of a checkpoint at `path`, see `save`."""
     is_folder = path.suffix != ".safetensors"
     if is_folder:
         shards = _shards(checkpoint, options.max_shard_size)
@@ -236,7 +237,8 @@ def _lay_out(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Output
         copied, content = side_files(checkpoint.side_files)
         plans += copied
         small |= content
-    return Output(tuple(plans), small, is_folder)
+    check = partial(verify_sources, checkpoint.tensors.values())
+    return Output(tuple(plans), small, is_folder, verify=check)
 
 
 def _strings(metadata: Mapping[str, object]) -> dict[str, str]:

@@ -28,9 +28,12 @@ def write_extents(path: Path, size: int, extents: Sequence[Extent],
 
     Raises StorageError: see `adaptool.storage.Staging`.
     """
-    output = Output((FilePlan(path.name, size, tuple(extents)),))
+    output = Output(
+        (FilePlan(path.name, size, tuple(extents)),),
+        verify=partial(verify_sources, tensors.values()),
+    )
     save = SaveOptions(force=options.force, inputs=options.inputs)
-    saved = output.write(path, save, partial(verify_sources, tensors.values()))
+    saved = output.write(path, save)
     return Written(path, saved.nbytes, saved.files, saved.stale)
 
 

@@ -19,6 +19,7 @@ from adaptool.storage.reading import (
     read_text,
     refuse_surrogates,
 )
+from adaptool.storage.scratch import scratch_beside
 from adaptool.storage.staging import Staging
 from adaptool.storage.writing import write_files
 
@@ -38,6 +39,7 @@ __all__ = [
     "read_json",
     "read_text",
     "refuse_surrogates",
+    "scratch_beside",
     "shown",
     "storage_error",
     "write_files",

@@ -79,7 +79,7 @@ class Extent:
 
 @dataclass(frozen=True)
 class FilePlan:
-    """One file of the output; `name` stands directly in the output folder.
+    """One file of the output; `name` is its path in the output folder, steps parted by "/".
 
     Raises AdaptoolError on a plan that contradicts itself: that is a mistake in this
     program, and better found before anything is written.
@@ -114,6 +114,6 @@ class FilePlan:
 
 
 def check_name(name: str) -> None:
-    """Refuse, as AdaptoolError, an output file's name that is not one plain step of a path."""
-    if name in ("", ".", "..") or any(letter in name for letter in "/\\\0"):
+    """Refuse, as AdaptoolError, a name that is not a path of plain steps inside the output."""
+    if any(step in ("", ".", "..") for step in name.split("/")) or any(c in name for c in "\\\0"):
         raise AdaptoolError(f"{name!r} is not the plain name of an output file", code="PLAN")

@@ -24,15 +24,18 @@ from adaptool.errors import AdaptoolError, StorageError, UsageError
 from adaptool.storage import syscalls
 from adaptool.storage.extents import check_name
 from adaptool.storage.failures import blaming, shown, storage_error
+from adaptool.storage.trees import flush_folder, flush_tree, remove_contents
 
 Kind = Literal["file", "directory"]
 
 OWN_MARKS = ("adaptool.json", "config.json", "adapter_config.json", "model_index.json")
 """A folder without any of these is not a model or adapter, and is never replaced."""
 
+OWN_FOLDERS = ("onnx", "resolve", "runtime", "adapters", "library")
+"""Folders in an output; with any other the output is somebody else's as well."""
+
 _NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 _NO_RENAMEAT2 = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
-_NO_FOLDER_FSYNC = (errno.EINVAL, errno.EOPNOTSUPP)
 _ATTEMPTS = 20  # to get hold of a folder that other writers create and remove meanwhile
 
 
@@ -99,11 +102,19 @@ class Staging:
         self._release(error)
 
     def create(self, name: str) -> int:
-        """A descriptor of a new, empty file `name`; the caller closes it."""
+        """A descriptor of a new, empty file `name`, a path in the output; the caller closes it."""
         check_name(name)
         path = self.folder / name
         with blaming(path):
+            self._make_parents(path)
             return syscalls.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
+
+    def _make_parents(self, path: Path) -> None:
+        """The folders between the output's own and a file in it."""
+        if path.parent == self.folder or os.path.lexists(path.parent):
+            return
+        self._make_parents(path.parent)
+        syscalls.mkdir(path.parent)
 
     def write_file(self, name: str, data: bytes) -> None:
         """A new small file with `data` in it."""
@@ -135,7 +146,7 @@ class Staging:
             else:
                 self._place_file(staged, occupied=self._occupied())
         try:
-            self._flush_folder(self.target.parent)
+            flush_folder(self.target.parent)
         except OSError as error:
             raise StorageError(
                 f"{shown(self.target)}: complete and in place, but its folder could not be "
@@ -205,13 +216,27 @@ class Staging:
 
     def _check_recognised(self, entries: Sequence[os.DirEntry[str]]) -> None:
         hint = "remove it yourself, or choose another name"
+        self._check_regular(entries, hint)
+        if not any(entry.name in OWN_MARKS for entry in entries):
+            raise self._refusal("is not replaced, since it has no config.json or the like", hint)
+
+    def _check_regular(self, entries: Sequence[os.DirEntry[str]], hint: str) -> None:
+        """Refuse links and devices, also in the few folders that an output of ours can have."""
         for entry in entries:
-            if not entry.is_file(follow_symlinks=False):
+            path = Path(entry.path)
+            known = path.relative_to(self.target).parts[0] in OWN_FOLDERS
+            if entry.is_dir(follow_symlinks=False):
+                if not known:
+                    raise self._refusal(
+                        f"is not replaced, since no output has the folder {shown(entry.name)} that "
+                        "is in it",
+                        hint,
+                    )
+                self._check_regular(syscalls.scandir(path), hint)
+            elif not entry.is_file(follow_symlinks=False):
                 raise self._refusal(
                     f"is not replaced, since {shown(entry.name)} in it is not a regular file", hint
                 )
-        if not any(entry.name in OWN_MARKS for entry in entries):
-            raise self._refusal("is not replaced, since it has no config.json or the like", hint)
 
     def _refusal(self, what: str, hint: str | None) -> StorageError:
         return StorageError(f"{shown(self.target)}: {what}", hint=hint, code="EXISTS")
@@ -301,7 +326,7 @@ class Staging:
             self.stale = bool(syscalls.scandir(self._root))
             if self.stale:
                 self._put_back()
-                _remove_contents(self._root)
+                remove_contents(self._root)
 
     def _put_back(self) -> None:
         if os.path.lexists(self._replaced) and not os.path.lexists(self.target):
@@ -313,7 +338,7 @@ class Staging:
             return
         try:
             self._put_back()
-            _remove_contents(self._root)
+            remove_contents(self._root)
             syscalls.rmdir(self._root)
         except OSError as failure:
             left = f"{storage_error(failure, self._root).message}; the folder was left behind"
@@ -332,32 +357,11 @@ class Staging:
 
     def _flush(self) -> Path:
         """Flush every file and the folder; returns the last file."""
-        path = self.folder
-        with blaming(path):
-            entries = syscalls.scandir(path)
-        if self.kind == "file" and len(entries) != 1:
-            raise AdaptoolError(f"{shown(self.target)}: {len(entries)} files were made for it")
-        for entry in entries:
-            path = self.folder / entry.name
-            with blaming(path):
-                fd = syscalls.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-                try:
-                    syscalls.fsync(fd)
-                finally:
-                    syscalls.close(fd)
         with blaming(self.folder):
-            self._flush_folder(self.folder)
-        return path
-
-    def _flush_folder(self, folder: Path) -> None:
-        fd = syscalls.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            syscalls.fsync(fd)
-        except OSError as error:
-            if error.errno not in _NO_FOLDER_FSYNC:
-                raise
-        finally:
-            syscalls.close(fd)
+            count = len(syscalls.scandir(self.folder))
+        if self.kind == "file" and count != 1:
+            raise AdaptoolError(f"{shown(self.target)}: {count} files were made for it")
+        return flush_tree(self.folder)
 
     def _place_file(self, staged: Path, *, occupied: bool) -> None:
         if not occupied:
@@ -389,20 +393,3 @@ def _same(one: Path, other: Path) -> bool:
             return os.path.samestat(syscalls.lstat(one), syscalls.lstat(other))
         except (FileNotFoundError, NotADirectoryError):
             return False
-
-
-def _remove_contents(folder: Path) -> None:
-    """Remove all that is in `folder`, not following links; goes on after a failure."""
-    failure: OSError | None = None
-    for entry in syscalls.scandir(folder):
-        path = folder / entry.name
-        try:
-            if entry.is_dir(follow_symlinks=False):
-                _remove_contents(path)
-                syscalls.rmdir(path)
-            else:
-                syscalls.unlink(path)
-        except OSError as error:
-            failure = failure or error
-    if failure:
-        raise failure

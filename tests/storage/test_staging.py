@@ -200,10 +200,12 @@ class TestCommit:
 
     def test_a_name_is_a_name(self, tmp_path: Path) -> None:
         with stage(tmp_path / "out") as staging:
-            for name in ("", ".", "..", "a/b", "/a", "../a", "a\0"):
+            for name in ("", ".", "..", "a//b", "a/../b", "a/", "/a", "../a", "a\0"):
                 with pytest.raises(AdaptoolError):
                     staging.write_file(name, b"")
             staging.write_file("a", b"")
+            staging.write_file("onnx/a", b"deep")
+            assert (staging.folder / "onnx" / "a").read_bytes() == b"deep"
             with pytest.raises(StorageError) as caught:
                 staging.write_file("a", b"")
             assert caught.value.code == "EXISTS"

@@ -222,7 +222,8 @@ def test_signals_in_between(tmp_path: Path, source: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "size", "extents"),
     [
-        ("a/b", 1, ()),
+        ("a//b", 1, ()),
+        ("../b", 1, ()),
         ("..", 1, ()),
         ("", 1, ()),
         ("a", 1, (Extent(0, Bytes(b"12")),)),

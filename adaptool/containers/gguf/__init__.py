@@ -6,7 +6,7 @@ model is written byte for byte as it was.
 
 from adaptool.containers.gguf.reading import general_type, open, recognises  # noqa: A004
 from adaptool.containers.gguf.values import Kind, Value
-from adaptool.containers.gguf.writing import plan, save, save_file, size_of_file
+from adaptool.containers.gguf.writing import lay_out, plan, save, save_file, size_of_file
 
 suffixes = (".gguf",)
 
@@ -14,6 +14,7 @@ __all__ = [
     "Kind",
     "Value",
     "general_type",
+    "lay_out",
     "open",
     "plan",
     "recognises",

@@ -33,7 +33,7 @@ _IDS = {dtype.value: number for number, dtype in PLAIN.items()}
 
 def plan(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Saved:
     """What `save` would write, without writing."""
-    return _lay_out(checkpoint, path, options).planned(path)
+    return lay_out(checkpoint, path, options).planned(path)
 
 
 def save(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Saved:
@@ -49,8 +49,7 @@ def save(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Saved:
         StorageError: see `adaptool.storage.Staging`; nothing is visible then.
         Whatever a tensor's values raise while they are computed.
     """
-    output = _lay_out(checkpoint, path, options)
-    return output.write(path, options, partial(verify_sources, checkpoint.tensors.values()))
+    return lay_out(checkpoint, path, options).write(path, options)
 
 
 def save_file(
@@ -63,8 +62,8 @@ def save_file(
 
     Raises as `save` does.
     """
-    output = Output((_plan_file(path.name, values, tensors),))
-    return output.write(path, options, partial(verify_sources, tensors.values()))
+    check = partial(verify_sources, tensors.values())
+    return Output((_plan_file(path.name, values, tensors),), verify=check).write(path, options)
 
 
 def size_of_file(values: Mapping[str, Value], tensors: Mapping[str, LazyTensor]) -> int:
@@ -72,16 +71,18 @@ def size_of_file(values: Mapping[str, Value], tensors: Mapping[str, LazyTensor])
     return _plan_file("x", values, tensors).size
 
 
-def _lay_out(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Output:
+def lay_out(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Output:
+    """The files of a model at `path`, see `save`."""
     is_folder = path.suffix != SUFFIX
     values = dict(_typed(checkpoint.metadata))
     tensors = checkpoint.tensors
     limit = options.max_shard_size
     groups = [dict(tensors)] if limit is None else fill_files(tensors, limit)
     count = len(groups)
+    check = partial(verify_sources, tensors.values())
     if count == 1:
         name = f"{path.name}{SUFFIX}" if is_folder else path.name
-        return Output((_plan_file(name, values, tensors),), is_folder=is_folder)
+        return Output((_plan_file(name, values, tensors),), is_folder=is_folder, verify=check)
     if not is_folder:
         raise UsageError(
             f"{shown(path)}: {count} files are needed for parts of at most {limit} bytes",
@@ -95,7 +96,7 @@ def _lay_out(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Output
         )
         for number, group in enumerate(groups)
     ]
-    return Output(tuple(plans), is_folder=is_folder)
+    return Output(tuple(plans), is_folder=is_folder, verify=check)
 
 
 def _typed(metadata: Mapping[str, object]) -> Iterable[tuple[str, Value]]:

@@ -21,7 +21,7 @@ nodes are changed to plain ones. `untie` gives some of a tensor's consumers a te
 from adaptool.containers.onnx.editing import consumers, untie
 from adaptool.containers.onnx.model import MODEL, Model, model_of
 from adaptool.containers.onnx.reading import open, recognises  # noqa: A004
-from adaptool.containers.onnx.writing import plan, save
+from adaptool.containers.onnx.writing import lay_out, plan, save
 
 suffixes = (".onnx",)
 
@@ -29,6 +29,7 @@ __all__ = [
     "MODEL",
     "Model",
     "consumers",
+    "lay_out",
     "model_of",
     "open",
     "plan",

@@ -37,7 +37,7 @@ def data_name(model: str, index: int) -> str:
     return f"{model}_data" + (f"_{index}" if index else "")
 
 
-def lay_out(model: Model, units: Sequence[Unit], name: str, limit: int | None) -> DataFiles:
+def lay_data(model: Model, units: Sequence[Unit], name: str, limit: int | None) -> DataFiles:
     """Data files for the tensors that go into some.
 
     What lay in data files stays there, in files of the same contents, and new tensors go behind

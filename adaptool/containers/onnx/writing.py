@@ -18,7 +18,7 @@ from adaptool.containers._output import Output, side_files
 from adaptool.containers.onnx import elements
 from adaptool.containers.onnx.emission import Emission
 from adaptool.containers.onnx.graphs import Facts
-from adaptool.containers.onnx.layout import DataFiles, lay_apart, lay_out, replaced
+from adaptool.containers.onnx.layout import DataFiles, lay_apart, lay_data, replaced
 from adaptool.containers.onnx.model import MODEL, Model, model_of
 from adaptool.containers.onnx.nodes import (
     check_wired,
@@ -50,7 +50,7 @@ _ROOM = 64 << 20
 
 def plan(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Saved:
     """What `save` would write, without writing."""
-    return _lay_out(checkpoint, path, options).planned(path)
+    return lay_out(checkpoint, path, options).planned(path)
 
 
 def save(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Saved:
@@ -68,8 +68,7 @@ def save(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Saved:
         StorageError: see `adaptool.storage.Staging`; nothing is visible then.
         Whatever a tensor's values raise while they are computed.
     """
-    output = _lay_out(checkpoint, path, options)
-    return output.write(path, options, partial(_verify, checkpoint))
+    return lay_out(checkpoint, path, options).write(path, options)
 
 
 def _verify(checkpoint: Checkpoint) -> None:
@@ -85,7 +84,8 @@ def _verify_unchanged(model: Model) -> None:
             source.verify_unchanged()
 
 
-def _lay_out(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Output:
+def lay_out(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Output:
+    """The files of a model at `path`, see `save`."""
     model = model_of(checkpoint)
     checkpoint, model = separated(widened(checkpoint, model), model)
     units = tuple(units_of(checkpoint, model))
@@ -102,12 +102,14 @@ def _lay_out(checkpoint: Checkpoint, path: Path, options: SaveOptions) -> Output
     elif limit is None and total + _ROOM <= FILE_LIMIT and not _has_data_files(model):
         data = lay_apart(apart)
     else:
-        data = lay_out(model, others, name, limit) + lay_apart(apart)
+        data = lay_data(model, others, name, limit) + lay_apart(apart)
     main = _plan_model(checkpoint, model, units, name, data)
     if main.size > FILE_LIMIT:
         raise _several(path, f"a model of {main.size} bytes")
     copied, small = side_files(checkpoint.side_files) if is_folder else ([], {})
-    return Output((main, *data.plans, *copied), small, is_folder)
+    return Output(
+        (main, *data.plans, *copied), small, is_folder, verify=partial(_verify, checkpoint)
+    )
 
 
 def _apart(checkpoint: Checkpoint, model: Model, units: Sequence[Unit]) -> dict[str, list[Unit]]:
