@@ -12,6 +12,7 @@ from adaptool.architectures.gguf import Layout
 from adaptool.canonical import DType, LazyTensor, Placement, Stored
 from adaptool.canonical.arrangement import arranged
 from adaptool.canonical.forms import Form, importance_for
+from adaptool.canonical.narrowing import narrowed
 from adaptool.canonical.tensors import from_storage
 from adaptool.encodings import ggml
 from adaptool.encodings.ggml.types import PLAIN
@@ -201,8 +202,9 @@ def write_as(
     for name, tensor in tensors.items():
         kind = types[name]
         if kind in PLAIN:
-            plain = tensor.cast(PLAIN[kind])
-            found[name] = _bounded(name, tensor) if kind == "F16" else plain
+            refusal = partial(_beyond, name)
+            found[name] = (narrowed(tensor, DType.FLOAT16, refusal) if kind == "F16"
+                           else tensor.cast(PLAIN[kind]))  # fmt: skip
             continue
         if not ggml.can_encode(kind):
             raise IncompatibleError(f"{name}: {kind} cannot be written", code="UNSUPPORTED_TYPE")
@@ -213,28 +215,12 @@ def write_as(
     return found
 
 
-def _bounded(name: str, tensor: LazyTensor) -> LazyTensor:
-    if tensor.dtype is DType.FLOAT16:
-        return tensor
-    return LazyTensor(
-        tensor.shape, DType.FLOAT16, partial(_halved, name, tensor), block=tensor.block
+def _beyond(name: str) -> IncompatibleError:
+    return IncompatibleError(
+        f"{name}: has a value beyond {_LARGEST_HALF:g}, the largest of float16",
+        hint="--outtype bf16 or f32 holds it",
+        code="OVERFLOW",
     )
-
-
-def _halved(name: str, tensor: LazyTensor, start: int, stop: int,
-            block: int) -> Iterator[torch.Tensor]:  # fmt: skip
-    import torch
-
-    for piece in tensor.pieces(start, stop, block):
-        half = piece.to(torch.float16)
-        infinite = half.isinf()
-        if bool(infinite.any()) and bool((infinite & piece.isfinite()).any()):
-            raise IncompatibleError(
-                f"{name}: has a value beyond {_LARGEST_HALF:g}, the largest of float16",
-                hint="--outtype bf16 or f32 holds it",
-                code="OVERFLOW",
-            )
-        yield half
 
 
 def in_order(names: Iterable[str]) -> list[str]:
