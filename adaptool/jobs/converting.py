@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptool import containers, formats
 from adaptool.architectures.speaking import spoken_by
 from adaptool.architectures.underscored import UNDERSCORED, named
-from adaptool.canonical import Adapter, Rebased
+from adaptool.canonical import Adapter
 from adaptool.canonical.dtypes import dtype_named
 from adaptool.containers import SaveOptions, open_checkpoint, plan_checkpoint, save_checkpoint
-from adaptool.errors import JSON, IncompatibleError, UsageError
+from adaptool.errors import JSON, UsageError
 from adaptool.formats import ReadOptions, WriteOptions, Written, format_for, read_adapter
 from adaptool.hub import fetch_adapter, fetch_checkpoint, fetch_config
 from adaptool.jobs.asking import importance_of, with_total
 from adaptool.jobs.lowering import LORA, Lowered, lower_adapter
 from adaptool.jobs.modelfiles import modelfile_path, write_modelfile
 from adaptool.jobs.slotting import read_for_graph, takes_graph, write_for_graph
-from adaptool.merging.tying import is_embedding, is_head
 from adaptool.processors import one_compute_thread, worker_count
 from adaptool.ranks import RankRequest
 from adaptool.slots import SLOTS
 from adaptool.storage import read_json
 
 if TYPE_CHECKING:
-    from adaptool.architectures.gguf import Layout
+    from adaptool.conversion.adapters import Base
 
 
 def convert(
@@ -203,37 +202,15 @@ def convert_model(
     return written if beside is None else _also(written, beside)
 
 
-@dataclass(frozen=True)
-class _Base:
-    """What is known of an adapter's base.
-
-    Attributes:
-        layout: where its parameters lie in GGUF.
-        shapes: a GGUF model's tensors, or None.
-        tied: embedding and head are one weight.
-        rows: entries of the vocabulary, or None if it is not stated.
-    """
-
-    layout: Layout
-    shapes: Mapping[str, tuple[int, ...]] | None
-    tied: bool
-    rows: int | None
-
-
 def _translated(adapter: Adapter, naming: str, base: str | os.PathLike[str] | None) -> Adapter:
     """The adapter under the other world's names."""
-    from adaptool.architectures.gguf.translation import to_gguf, to_huggingface
+    from adaptool.conversion.adapters import translate
 
     if adapter.naming == UNDERSCORED:
         adapter = _named(adapter, base)
         if adapter.naming == naming:
             return adapter
-    known = _base(adapter, base)
-    if naming == "gguf":
-        if known.tied:
-            _refuse_tied(adapter)
-        return to_gguf(_without_copies(adapter, known), known.layout, known.shapes)
-    return to_huggingface(adapter, known.layout)
+    return translate(adapter, naming, _base(adapter, base))
 
 
 def _named(adapter: Adapter, base: str | os.PathLike[str] | None) -> Adapter:
@@ -265,8 +242,8 @@ def _config(path: Path, hint: str) -> dict[str, JSON]:
     return config
 
 
-def _base(adapter: Adapter, base: str | os.PathLike[str] | None) -> _Base:
-    from adaptool.architectures.gguf import layout_of, layout_of_model
+def _base(adapter: Adapter, base: str | os.PathLike[str] | None) -> Base:
+    from adaptool.conversion.adapters import describe_config, describe_model
 
     if base is None:
         raise UsageError(
@@ -277,45 +254,5 @@ def _base(adapter: Adapter, base: str | os.PathLike[str] | None) -> _Base:
         )
     path = fetch_config(os.fspath(base))
     if path.suffix == ".gguf":
-        model = containers.open_checkpoint(path)
-        shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
-        rows = shapes.get("token_embd.weight", (None,))[0]
-        return _Base(layout_of_model(model.config), shapes, "output.weight" not in shapes, rows)
-    config = _config(path, hint="name the model's config.json")
-    stated = config.get("text_config")
-    text = {**config, **stated} if isinstance(stated, dict) else config
-    entries = text.get("vocab_size")
-    tied = text.get("tie_word_embeddings") is True
-    return _Base(layout_of(config), None, tied, entries if isinstance(entries, int) else None)
-
-
-def _refuse_tied(adapter: Adapter) -> None:
-    """Refuse what llama.cpp aborts on, or does not find: factors of a weight with two uses."""
-    for site in adapter.updates:
-        if is_embedding(site) or is_head(site):
-            raise IncompatibleError(
-                f"{site}: embedding and head are one weight in this base, which llama.cpp cannot "
-                "adapt separately",
-                hint="merge it into the model: adaptool merge",
-                code="NOT_EXPRESSIBLE",
-            )
-
-
-def _without_copies(adapter: Adapter, base: _Base) -> Adapter:
-    """The adapter without the copies of its base's embeddings, which PEFT saves along."""
-    copies = {s: u for s, u in adapter.updates.items() if isinstance(u, Rebased)}
-    for site, update in copies.items():
-        if base.rows != update.shape[0]:
-            raise IncompatibleError(
-                f"{site}: the adapter's vocabulary has {update.shape[0]} entries, the base's "
-                f"{base.rows}, and a GGUF adapter cannot resize it",
-                hint="merge it into the Hugging Face checkpoint, and convert that",
-                code="NOT_EXPRESSIBLE",
-            )
-    updates = {s: u.update if isinstance(u, Rebased) else u for s, u in adapter.updates.items()}
-    notes = tuple(
-        f"{site}: the base's own weights are taken for the copy that the adapter carries"
-        for site in copies
-    )
-    provenance = replace(adapter.provenance, notes=(*adapter.provenance.notes, *notes))
-    return replace(adapter, updates=updates, provenance=provenance)
+        return describe_model(containers.open_checkpoint(path))
+    return describe_config(_config(path, hint="name the model's config.json"))

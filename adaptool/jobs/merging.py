@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
-from adaptool.architectures.speaking import ONNX, spoken_by
-from adaptool.canonical import Adapter, Checkpoint, DType, LazyTensor
-from adaptool.canonical.dtypes import dtype_named
-from adaptool.combination import Recipe, combine
+from adaptool.canonical import Adapter
+from adaptool.combination import Recipe
 from adaptool.containers import SaveOptions, open_checkpoint, plan_checkpoint, save_checkpoint
-from adaptool.errors import JSON, UsageError
+from adaptool.errors import JSON
 from adaptool.formats import ReadOptions, read_adapter
 from adaptool.hub import fetch_adapter, fetch_checkpoint
-from adaptool.jobs.asking import importance_of, with_total
-from adaptool.jobs.exported import ExportedBase, exported_base
-from adaptool.jobs.quantisation import DEQUANTIZED, QuantisedBase, quantised_base
+from adaptool.jobs.asking import with_total
+from adaptool.jobs.assembling import NEAREST, Wish, assemble
 from adaptool.jobs.reporting import MergeReport, records_of, report_of
-from adaptool.merging import Merge, merge
-from adaptool.merging.rounding import Rounding
-from adaptool.processors import choose_device, one_compute_thread, worker_count
+from adaptool.merging import Merge
+from adaptool.processors import one_compute_thread, worker_count
 from adaptool.records import record
-
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
-)  # fmt: skip
-
-NEAREST, STOCHASTIC = "nearest", "stochastic"
 
 
 def save(
@@ -137,25 +125,14 @@ def merge_files(
     base_path = fetch_checkpoint(os.fspath(base))
     paths = [(fetch_adapter(name), scale) for name, scale in pairs]
     checkpoint = open_checkpoint(base_path)
-    quantised = quantised_base(checkpoint, base_weights, requantize=requantize)
-    original = None if quantised is None else quantised.source
-    if quantised is not None:
-        checkpoint = quantised.checkpoint
-    elif base_weights is not None and base_weights != DEQUANTIZED:
-        original = fetch_checkpoint(os.fspath(base_weights))
     read = [(read_adapter(p, ReadOptions(allow_pickle)), scale) for p, scale in paths]
-    exported = _exported(checkpoint, [adapter for adapter, _ in read], match, original)
-    checkpoint = exported.checkpoint if exported else checkpoint
-    forms = _Forms(checkpoint, dtype, imatrix, rounding, seed, original, quantised, exported)
-    laid, notes = _combined(read, recipe, checkpoint, threads)
-    merged = forms.merge(laid, choose_device(device), allow_nonfinite=allow_nonfinite)
-    notes += tuple(n for adapter, _ in read for n in adapter.provenance.notes)
-    notes += exported.notes if exported else ()
-    merged = replace(merged, notes=(*merged.notes, *notes))
-    if quantised is not None:
-        merged = quantised.finish(merged)
-    merged = _with_tokenizer(merged, checkpoint, read)
-    if Path(output).suffix and not forms.keeps_header:  # one file has no room for a record beside
+    wish = Wish(
+        recipe, dtype, base_weights, requantize, match, imatrix, rounding, seed, device, threads,
+        allow_nonfinite,
+    )  # fmt: skip
+    assembled = assemble(checkpoint, read, wish)
+    merged = assembled.merge
+    if Path(output).suffix and not assembled.keeps_header:  # one file: no room for one beside
         merged = _with_record_inside(merged, read)
     if dry_run:
         options = SaveOptions(max_shard_size=max_shard_size)
@@ -170,153 +147,9 @@ def merge_files(
         max_shard_size=max_shard_size,
         threads=threads,
         progress=with_total(progress, merged.checkpoint.nbytes),
-        protect=[*protected, *([forms.original] if forms.original else [])],
+        protect=[*protected, *([assembled.original] if assembled.original else [])],
         allow_loss=allow_loss,
     )
-
-
-def _exported(
-    checkpoint: Checkpoint,
-    adapters: list[Adapter],
-    match: str | os.PathLike[str] | None,
-    original: Path | None,
-) -> ExportedBase | None:
-    """An ONNX base, prepared; None for any other."""
-    if checkpoint.container != ONNX:
-        if match is not None:
-            raise UsageError(
-                f"--match is for ONNX models, {checkpoint.provenance.name} is "
-                f"{checkpoint.container}"
-            )
-        return None
-    named = fetch_checkpoint(os.fspath(match)) if match is not None else None
-    opened = [None if path is None else open_checkpoint(path) for path in (named, original)]
-    return exported_base(checkpoint, adapters, match=opened[0], original=opened[1])
-
-
-def _combined(
-    read: list[tuple[Adapter, float]], recipe: Recipe | None, base: Checkpoint, threads: int | None
-) -> tuple[list[tuple[Adapter, float]], tuple[str, ...]]:
-    """What is laid onto the base: the adapters as they are, or one that combines them."""
-    if recipe is None or (recipe.method, recipe.space) == ("linear", "delta"):
-        return read, ()
-    spoken = [(spoken_by(base, adapter), scale) for adapter, scale in read]
-    combination = combine(spoken, replace(recipe, factored=False), base=base, threads=threads)
-    return [(combination.adapter, 1.0)], combination.notes
-
-
-@dataclass(frozen=True)
-class _Forms:
-    """How the tensors of a result are written, and from which weights touched ones are made."""
-
-    base: Checkpoint
-    dtype: str | None
-    imatrix: str | os.PathLike[str] | None
-    rounding: str
-    seed: int
-    original: Path | None
-    quantised: QuantisedBase | None = None
-    exported: ExportedBase | None = None
-
-    @property
-    def is_gguf(self) -> bool:
-        return self.base.container == "gguf"
-
-    @property
-    def keeps_header(self) -> bool:
-        """Whether the output is a copy of the base with some ranges replaced."""
-        return self.is_gguf and self.dtype is None
-
-    def merge(
-        self, read: list[tuple[Adapter, float]], device: str, *, allow_nonfinite: bool
-    ) -> Merge:
-        """Merge with these choices."""
-        if self.rounding not in (NEAREST, STOCHASTIC):
-            raise UsageError(f"unknown rounding {self.rounding!r}", hint="nearest or stochastic")
-        make = partial(merge, self.base, read, device=device, allow_nonfinite=allow_nonfinite)
-        seed = self.seed if self.rounding == STOCHASTIC else None
-        if self.exported is not None:
-            if self.imatrix is not None:
-                raise UsageError("--imatrix is for GGUF models")
-            forms = Rounding(self.base, self._plain(), seed)
-            return make(form_of=forms.form_of, originals=self.exported.originals)
-        if not self.is_gguf:
-            self._refuse_block_options()
-            originals = None if self.quantised is None else self.quantised.originals
-            return make(dtype=self._plain(), originals=originals)
-        from adaptool.merging.retyping import Retyping
-
-        retyping = Retyping(self.base, self.dtype, importance_of(self.imatrix), seed)
-        merged = make(form_of=retyping.form_of, originals=self._originals())
-        return merged if self.dtype is None else _with_file_type(merged, self.dtype)
-
-    def _plain(self) -> DType | None:
-        if self.dtype is None:
-            return None
-        found = dtype_named(self.dtype)
-        if found is None:
-            raise UsageError(
-                f"{self.dtype} is a type of GGUF, {self.base.provenance.name} is "
-                f"{self.base.container}",
-                hint="merge in f32, f16 or bf16, then: adaptool convert MERGED -o model.gguf "
-                f"--outtype {self.dtype}",
-            )
-        return found
-
-    def _refuse_block_options(self) -> None:
-        quantised = self.quantised
-        for given, option, whose in (
-            (None if quantised else self.original, "--base-weights", "quantised"),
-            (self.imatrix, "--imatrix", "quantised GGUF"),
-            (self.rounding != NEAREST or None, "--rounding", "quantised GGUF"),
-        ):
-            if given is not None:
-                raise UsageError(
-                    f"{option} is for {whose} models, {self.base.provenance.name} is "
-                    f"{self.base.container}",
-                )
-        if quantised is not None and quantised.requantize and self.dtype is not None:
-            raise UsageError("--requantize keeps the base's own types, --dtype asks for another")
-
-    def _originals(self) -> Mapping[str, LazyTensor] | None:
-        if self.original is None:
-            return None
-        found = open_checkpoint(self.original)
-        if found.container != "gguf":
-            from adaptool.conversion import to_gguf
-
-            found = to_gguf(found, outtype="f32", vocabulary=None)
-        return found.tensors
-
-
-def _with_file_type(merged: Merge, outtype: str) -> Merge:
-    """The merge with the key-values of a GGUF model that state its types."""
-    from adaptool.containers.gguf import Value
-    from adaptool.encodings.ggml.mixtures import file_type
-
-    stated = {
-        "general.file_type": Value.u32(file_type(outtype)),
-        "general.quantization_version": Value.u32(2),
-    }
-    metadata = {**merged.checkpoint.metadata, **stated}
-    return replace(merged, checkpoint=replace(merged.checkpoint, metadata=metadata))
-
-
-def _with_tokenizer(merged: Merge, base: Checkpoint, inputs: list[tuple[Adapter, float]]) -> Merge:
-    """The merge with an adapter's own tokenizer, where the adapter changed the vocabulary."""
-    before, after = (c.config.get("vocab_size") for c in (base, merged.checkpoint))
-    if before == after:
-        return merged
-    for adapter, _ in inputs:
-        folder = adapter.provenance.sources[0].parent if adapter.provenance.sources else Path()
-        found = {n: folder / n for n in TOKENIZER_FILES if (folder / n).is_file()}
-        if "tokenizer.json" in found or "tokenizer.model" in found:
-            side = {**merged.checkpoint.side_files, **found}
-            checkpoint = replace(merged.checkpoint, side_files=side)
-            note = f"the tokenizer is that of {adapter.provenance.name}"
-            return replace(merged, checkpoint=checkpoint, notes=(*merged.notes, note))
-    note = "the tokenizer is the base's, although the vocabulary changed"
-    return replace(merged, notes=(*merged.notes, note))
 
 
 def _with_record_inside(merged: Merge, inputs: list[tuple[Adapter, float]]) -> Merge:
