@@ -33,9 +33,10 @@ FLOORS = (
     ("containers",),
     (
         "merging", "conversion", "combination", "reduction", "lowering", "extraction", "slots",
-        "importance", "statistics", "hub",
+        "importance", "statistics", "hub", "tracing",
     ),
     ("formats", "targets"),
+    ("pages", "serving"),
     ("inspection", "comparison", "support", "jobs", "demonstration"),
     ("__init__",),
     ("cli",),
@@ -51,14 +52,16 @@ DOORS = {
     "huggingface_hub": ("hub",),
     "tokenizers": ("demonstration",),
     "gguf": ("architectures", "encodings"),
-    "onnx": ("containers", "encodings", "formats"),
-    "onnxruntime": ("targets",),
-    "transformers": (),
+    "onnx": ("containers", "encodings", "formats", "targets", "tracing"),
+    "onnxruntime": ("targets", "tracing"),
+    "onnx_ir": ("tracing", "targets"),
+    "onnxscript": ("tracing",),
+    "transformers": ("tracing",),
     "peft": (),
 }
 """The rooms that may import a third-party library."""
 
-IMPORTED_AS = {"protobuf": "google"}
+IMPORTED_AS = {"protobuf": "google", "onnx-ir": "onnx_ir"}
 
 HEAVY = ("torch", "onnx", "onnxruntime", "gguf", "transformers")
 
@@ -214,7 +217,8 @@ def test_a_library_past_its_door_is_caught():
 
 def test_imported_libraries_are_declared():
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[^\w-]", name)[0] for name in project["dependencies"]}
+    names = [*project["dependencies"], *project["optional-dependencies"]["export"]]
+    declared = {re.split(r"[^\w-]", name)[0] for name in names}
     declared = {IMPORTED_AS.get(name, name) for name in declared}
     used = {
         found.module.partition(".")[0] for text in sources().values() for found in imports(text)
