@@ -1,4 +1,4 @@
-"""adaptool moves LoRA-style adapters between formats and merges them into models.
+"""adaptool moves LoRA-style adapters between formats, into models, and models to browsers.
 
     import adaptool
 
@@ -8,6 +8,7 @@
     adaptool.save(merged, "merged/")
 
 One call does the same: `adaptool.merge_files("model/", {"adapter/": 0.75}, "merged/")`.
+For a browser: `adaptool.export("model/", {"adapter/": 1.0}, "web/", target="wllama", page=True)`.
 Names are imported when they are used: `import adaptool` costs no torch.
 """
 
@@ -29,14 +30,17 @@ if TYPE_CHECKING:
     from adaptool.inspection import inspect
     from adaptool.jobs.combining import combine_files
     from adaptool.jobs.converting import convert, convert_model
+    from adaptool.jobs.exporting import ExportOptions, export
     from adaptool.jobs.extracting import extract_files
     from adaptool.jobs.merging import merge_files, save
     from adaptool.jobs.reducing import reduce_file
     from adaptool.jobs.slotting import make_slots
+    from adaptool.jobs.verifying import verify
     from adaptool.lowering import lower
     from adaptool.merging import merge
     from adaptool.ranks import RankRequest
     from adaptool.reduction import reduce
+    from adaptool.serving import serve
 
 __version__ = VERSION
 
@@ -44,6 +48,7 @@ _HOMES = {
     "Adapter": "canonical",
     "AdaptoolError": "errors",
     "Checkpoint": "canonical",
+    "ExportOptions": "jobs.exporting",
     "LazyTensor": "canonical",
     "LowRank": "canonical",
     "RankRequest": "ranks",
@@ -54,6 +59,7 @@ _HOMES = {
     "compare_files": "comparison",
     "convert": "jobs.converting",
     "convert_model": "jobs.converting",
+    "export": "jobs.exporting",
     "extract": "extraction",
     "extract_files": "jobs.extracting",
     "inspect": "inspection",
@@ -66,12 +72,15 @@ _HOMES = {
     "reduce": "reduction",
     "reduce_file": "jobs.reducing",
     "save": "jobs.merging",
+    "serve": "serving",
+    "verify": "jobs.verifying",
 }
 
 __all__ = [
     "Adapter",
     "AdaptoolError",
     "Checkpoint",
+    "ExportOptions",
     "LazyTensor",
     "LowRank",
     "RankRequest",
@@ -83,6 +92,7 @@ __all__ = [
     "compare_files",
     "convert",
     "convert_model",
+    "export",
     "extract",
     "extract_files",
     "inspect",
@@ -95,6 +105,8 @@ __all__ = [
     "reduce",
     "reduce_file",
     "save",
+    "serve",
+    "verify",
 ]
 
 

@@ -63,6 +63,12 @@ DOORS = {
 
 IMPORTED_AS = {"protobuf": "google", "onnx-ir": "onnx_ir"}
 
+EXPORTS = {
+    "ortweb": [], "transformersjs": [], "webllm": ["--conversation", "LM"],
+    "wllama": ["--pre", "gpt-2"],
+}  # fmt: skip
+"""What each target needs to be told of the demo model."""
+
 HEAVY = ("torch", "onnx", "onnxruntime", "gguf", "transformers")
 
 
@@ -361,6 +367,20 @@ def test_help_names_every_exit_code(capsys):
         ["merge", str(DEMO / "model"), str(DEMO / "pirate"), "-o", "out", "--dry-run"],
         ["merge", str(DEMO / "model"), str(DEMO / "pirate"), "-o", "out", "-v"],
         ["convert", str(DEMO / "pirate"), "-o", "out"],
+        *(
+            [
+                "export",
+                str(DEMO / "model"),
+                str(DEMO / "pirate"),
+                "-o",
+                "out",
+                "--dry-run",
+                "--target",
+                name,
+                *more,
+            ]
+            for name, more in EXPORTS.items()
+        ),
         ["demo"],
     ],
     ids=lambda arguments: " ".join(word.replace(str(DEMO), "demo") for word in arguments),

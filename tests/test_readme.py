@@ -13,6 +13,7 @@ from adaptool.cli import group
 from adaptool.conversion.families import FAMILIES
 from adaptool.support import rows as supported
 from adaptool.support import table
+from adaptool.targets._matrix import matrix
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -42,6 +43,11 @@ def test_every_command_is_shown() -> None:
 def test_support() -> None:
     shown = README.split("<!-- support -->\n", 1)[1].split("<!-- /support -->", 1)[0]
     assert shown == table()
+
+
+def test_targets() -> None:
+    shown = README.split("<!-- targets -->\n", 1)[1].split("<!-- /targets -->", 1)[0]
+    assert shown == matrix()
 
 
 def test_support_has_all_types_of_peft() -> None:

@@ -29,6 +29,9 @@ HELP = """Move LoRA-style adapters between formats and merge them into models.
   adaptool diff ADAPTER OTHER          how alike two adapters are
   adaptool extract BASE TUNED -o OUT   what a fine-tune changed, as an adapter
   adaptool slots MODEL.onnx -o OUT     adapters that swap while a model runs
+  adaptool export MODEL ADAPTER --target wllama -o WEB   for a browser
+  adaptool serve WEB                   a local page that runs it
+  adaptool verify WEB                  read an export back
   adaptool demo                        see a merge work, in a minute
 
 Inputs are paths, or hub models as org/name[@revision]. Results appear whole or not at all.
@@ -44,7 +47,10 @@ Shell completion (bash; zsh and fish alike):
 """
 
 
-NAMES = ("inspect", "merge", "convert", "combine", "reduce", "diff", "extract", "slots", "demo")
+NAMES = (
+    "inspect", "merge", "convert", "combine", "reduce", "diff", "extract", "slots",
+    "export", "serve", "verify", "demo",
+)  # fmt: skip
 """A command is the function of its name in the module of its name."""
 
 

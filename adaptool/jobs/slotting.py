@@ -100,7 +100,7 @@ def make_slots(
     if match is not None:
         original = fetch_checkpoint(os.fspath(match))
         inputs.append(original)
-        checkpoint = _matched(checkpoint, open_checkpoint(original))
+        checkpoint = matched_to(checkpoint, open_checkpoint(original))
     if request.mode == EXTERNAL and not request.file:
         stem = source.stem if source.is_file() else "model"
         request = replace(request, file=f"{stem}.onnx_slots")
@@ -138,7 +138,7 @@ def make_slots(
     return SlotReport(target, nbytes, files, manifest, dry_run, saved.stale, notes)
 
 
-def _matched(checkpoint: Checkpoint, original: Checkpoint) -> Checkpoint:
+def matched_to(checkpoint: Checkpoint, original: Checkpoint) -> Checkpoint:
     """The model with the places of all matrices of the checkpoint that it was exported from."""
     from adaptool.architectures.naming import INPUT_EMBEDDINGS, normal
     from adaptool.architectures.onnx.matching import matched
