@@ -133,6 +133,7 @@ def test_a_merge_that_changes_nothing_is_refused(fake, tmp_path, monkeypatch):
         ({"options": ExportOptions(optimize=True)}, "--optimize means nothing"),
         ({"swappable": True}, "no adapter named"),
         ({"runtime": "node_modules"}, "--runtime is for the page"),
+        ({"base_weights": "dequantized"}, "nothing is merged"),
     ],
     ids=lambda value: str(value) if isinstance(value, str) else "",
 )
@@ -140,6 +141,11 @@ def test_what_makes_no_sense_is_refused(fake, tmp_path, more, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         export(MODEL, [], tmp_path / "web", **{"target": "fake", **more})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_match_is_for_onnx_models(tmp_path):
+    with pytest.raises(UsageError, match="for ONNX models, model is none"):
+        export(MODEL, [], tmp_path / "web", target="ortweb", options=ExportOptions(match=MODEL))
 
 
 def test_two_scales_or_two_names_are_refused(fake, tmp_path):

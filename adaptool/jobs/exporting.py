@@ -133,6 +133,10 @@ def export(
     _refuse_unheeded(target, chosen, options, swappable=swappable, adapters=pairs)
     if runtime is not None and not page:
         raise UsageError("--runtime is for the page", hint="--page")
+    if base_weights is not None and (swappable or not pairs):
+        raise UsageError("--base-weights is for a merge, and nothing is merged")
+    if options.match is not None and stored.container != ONNX:
+        raise UsageError(f"--match is for ONNX models, {stored.provenance.name} is none")
     paths = [(fetch_adapter(name), scale) for name, scale in pairs]
     read = [(read_adapter(p, ReadOptions(allow_pickle)), scale) for p, scale in paths]
     wish = _wish(stored, wanted, base_weights, options.match, threads)
