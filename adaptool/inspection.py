@@ -153,6 +153,9 @@ def _add_statistics(facts: Facts, adapter: Adapter, details: Details) -> None:
 
 def _checkpoint(checkpoint: Checkpoint) -> Facts:
     tensors = checkpoint.tensors
+    stored = sum(t.count for t in tensors.values())
+    stated = checkpoint.metadata.get("parameters")  # where several are packed into one number
+    parameters = stated if isinstance(stated, int) else stored
     return {
         "kind": "checkpoint",
         "format": checkpoint.container,
@@ -160,13 +163,14 @@ def _checkpoint(checkpoint: Checkpoint) -> Facts:
         "architecture": _first(checkpoint.config.get("architectures"))
         or checkpoint.config.get("general.architecture"),
         "model_type": checkpoint.config.get("model_type"),
-        "parameters": sum(t.count for t in tensors.values()),
+        "parameters": parameters,
         "bytes": checkpoint.nbytes,
         "tensors": len(tensors),
         "dtypes": _histogram(t.kind for t in tensors.values()),
         "layers": len({_layer(name) for name in tensors} - {None}),
         "tied_embeddings": embeddings_of(checkpoint).tied,
         "quantised": "quantization_config" in checkpoint.config
+        or parameters != stored
         or any(t.encoding is not None for t in tensors.values()),
         "license": checkpoint.provenance.license,
         "files": dict(checkpoint.provenance.files),

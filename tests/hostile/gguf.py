@@ -117,7 +117,7 @@ SOUND = Forged(
 )  # fmt: skip
 """A file with something of everything."""
 
-_TWO = (tensor("gay.weight", (8,)), tensor("sad.weight", (8,), offset=32))
+_TWO = (tensor("joy.weight", (8,)), tensor("sad.weight", (8,), offset=32))
 _NESTED = [u32(ARRAY), u64(1)] * 5 + [u32(U8), u64(1), b"x"]
 
 # name -> file, exit code, words of the message

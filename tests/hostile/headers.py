@@ -19,7 +19,7 @@ def one(data: bytes = DATA, **changes: Any) -> bytes:
 
 def two(first: list[int], second: list[int], size: int) -> bytes:
     """Two tensors of 8 bytes that are said to lie at these places."""
-    entries = {"gay.weight": SOUND | {"data_offsets": first}}
+    entries = {"joy.weight": SOUND | {"data_offsets": first}}
     entries["sad.weight"] = SOUND | {"data_offsets": second}
     return framed(json.dumps(entries).encode(), bytes(size))
 

@@ -344,15 +344,17 @@ def test_inspect(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = json.loads(capsys.readouterr().out)
     assert (facts["format"], facts["model_type"]) == ("mlc", "llama")
     assert facts["dtypes"] == {"uint32": 4, "float16": 6}
+    assert facts["parameters"] == sum(values.numel() for values in weights().values())
+    assert facts["quantised"] is True
 
 
 # -- hostile folders ------------------------------------------------------------------------------
 
 RECORD = {"name": "sad", "shape": [2, 3], "dtype": "float16", "format": "f32-to-bf16",
           "nbytes": 12, "byteOffset": 0}  # fmt: skip
-GAY = {**RECORD, "name": "gay", "byteOffset": 12}
+GLAD = {**RECORD, "name": "glad", "byteOffset": 12}
 SHARD = {"dataPath": "params_shard_0.bin", "format": "raw-shard", "nbytes": 24,
-         "records": [RECORD, GAY], "md5sum": "0" * 32}  # fmt: skip
+         "records": [RECORD, GLAD], "md5sum": "0" * 32}  # fmt: skip
 SOUND = {"metadata": {"ParamSize": 2, "ParamBytes": 24.0, "BitsPerParam": 16.0},
          "records": [SHARD]}  # fmt: skip
 
@@ -368,7 +370,7 @@ def sharded(**changes: Any) -> bytes:
 
 def recorded(**changes: Any) -> bytes:
     """The list with one field of the first tensor changed."""
-    return sharded(records=[{**RECORD, **changes}, GAY])
+    return sharded(records=[{**RECORD, **changes}, GLAD])
 
 
 def lacking(entry: dict[str, Any], key: str) -> dict[str, Any]:
@@ -412,12 +414,12 @@ BROKEN: dict[str, tuple[bytes, int, tuple[str, ...]]] = {
     "digest is a number": (sharded(md5sum=7), 3, ("md5sum",)),
     "digest is long": (sharded(md5sum="0" * 10_000), 3, ("md5sum",)),
     "tensor is a number": (sharded(records=[7]), 3, ()),
-    "tensor without a name": (sharded(records=[lacking(RECORD, "name"), GAY]), 3, ()),
+    "tensor without a name": (sharded(records=[lacking(RECORD, "name"), GLAD]), 3, ()),
     "name is empty": (recorded(name=""), 3, ()),
     "name is long": (recorded(name="x" * 2000), 3, ()),
-    "name twice": (recorded(name="gay"), 3, ("gay", "twice")),
+    "name twice": (recorded(name="glad"), 3, ("glad", "twice")),
     "name with a line": (recorded(name="a\nb", shape=[-1]), 3, ()),
-    "shape is missing": (sharded(records=[lacking(RECORD, "shape"), GAY]), 3, ("sad",)),
+    "shape is missing": (sharded(records=[lacking(RECORD, "shape"), GLAD]), 3, ("sad",)),
     "shape is a number": (recorded(shape=6), 3, ("sad",)),
     "negative size": (recorded(shape=[-2, -3]), 3, ("sad",)),
     "fractional size": (recorded(shape=[2.0, 3]), 3, ("sad",)),
@@ -429,19 +431,19 @@ BROKEN: dict[str, tuple[bytes, int, tuple[str, ...]]] = {
     "shape too small": (recorded(shape=[2, 2]), 3, ("sad", "8")),
     "unknown dtype": (recorded(dtype="float33"), 4, ("sad", "float33")),
     "dtype in a list": (recorded(dtype=["float16"]), 4, ("sad",)),
-    "dtype is missing": (sharded(records=[lacking(RECORD, "dtype"), GAY]), 4, ("sad",)),
+    "dtype is missing": (sharded(records=[lacking(RECORD, "dtype"), GLAD]), 4, ("sad",)),
     "wider type": (recorded(dtype="uint32"), 3, ("sad", "24")),
     "unpacked float32": (recorded(dtype="float32", format="raw"), 3, ("sad", "24")),
     "unknown format": (recorded(format="f32-to-fp8"), 4, ("sad", "f32-to-fp8")),
-    "format is missing": (sharded(records=[lacking(RECORD, "format"), GAY]), 4, ("sad",)),
-    "nbytes is missing": (sharded(records=[lacking(RECORD, "nbytes"), GAY]), 3, ("sad",)),
+    "format is missing": (sharded(records=[lacking(RECORD, "format"), GLAD]), 4, ("sad",)),
+    "nbytes is missing": (sharded(records=[lacking(RECORD, "nbytes"), GLAD]), 3, ("sad",)),
     "nbytes in a string": (recorded(nbytes="12"), 3, ("sad",)),
     "nbytes of 2^63": (recorded(nbytes=2**63), 3, ("sad",)),
-    "offset is missing": (sharded(records=[lacking(RECORD, "byteOffset"), GAY]), 3, ("sad",)),
+    "offset is missing": (sharded(records=[lacking(RECORD, "byteOffset"), GLAD]), 3, ("sad",)),
     "offset is negative": (recorded(byteOffset=-12), 3, ("sad",)),
     "offset of 2^62": (recorded(byteOffset=2**62), 3, ("sad",)),
     "offset beyond the end": (recorded(byteOffset=24), 3, ("sad",)),
-    "overlap": (recorded(byteOffset=1), 3, ("gay", "overlaps")),
+    "overlap": (recorded(byteOffset=1), 3, ("glad", "overlaps")),
     "the same bytes twice": (recorded(byteOffset=12), 3, ("overlaps",)),
     "5000 digits": (listing().replace(b'"nbytes": 24', b'"nbytes": ' + b"9" * 5000), 3, ()),
 }  # fmt: skip
@@ -458,7 +460,7 @@ def test_undamaged(out: Path) -> None:
     """What the cases start from is sound, so it is the damage that is refused."""
     found = open_checkpoint(write_hostile(out, listing()))
     assert {name: tensor.shape for name, tensor in found.tensors.items()} == {
-        "sad": (2, 3), "gay": (2, 3)
+        "sad": (2, 3), "glad": (2, 3)
     }  # fmt: skip
     assert found.metadata == {"parameters": 12}
 
