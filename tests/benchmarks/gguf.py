@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shutil
 import struct
 import subprocess
@@ -40,7 +39,7 @@ from merge import (
     VOCABULARY,
     Runs,
     measure,
-    show,
+    report,
     warm,
     write_adapter,
 )
@@ -271,14 +270,7 @@ def main() -> int:
                     measure(command, output, found.setdefault(name, Runs()))
         if not asked.keep:
             shutil.rmtree(home)
-    if asked.json:
-        plain = {t: {n: vars(r) for n, r in found.items()} for t, found in tables.items()}
-        machine = {"processors": len(os.sched_getaffinity(0)), "python": sys.version.split()[0]}
-        print(json.dumps({"machine": machine, "runs": plain}, indent=2))
-        return 0
-    print(f"{len(os.sched_getaffinity(0))} processors, Python {sys.version.split()[0]}")
-    for line, found in tables.items():
-        show(line, found)
+    report(tables, as_json=asked.json)
     return 0
 
 

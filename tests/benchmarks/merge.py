@@ -277,6 +277,19 @@ def show(title: str, found: dict[str, Runs]) -> None:
               f"| {ratio:>14} | {len(runs.wall):4} |")  # fmt: skip
 
 
+def report(tables: dict[str, dict[str, Runs]], *, as_json: bool, **more: object) -> None:
+    """Print all that was measured, as Markdown, or as one JSON object with `more` in it."""
+    processors, python = len(os.sched_getaffinity(0)), sys.version.split()[0]
+    if as_json:
+        plain = {t: {n: vars(r) for n, r in found.items()} for t, found in tables.items()}
+        machine = {"processors": processors, "python": python}
+        print(json.dumps({"machine": machine, "runs": plain, **more}, indent=2))
+        return
+    print(f"{processors} processors, Python {python}")
+    for line, found in tables.items():
+        show(line, found)
+
+
 def title_of(layers: int, *, zeros: bool) -> str:
     """One line about the model."""
     count = sum(math.prod(s) for s in shapes(layers).values())
@@ -315,14 +328,9 @@ def main() -> int:
         large = benchmark(asked.folder, layers, 1, zeros=True)
         tables[title_of(layers, zeros=True)] = large
         grown = growth(small, large)
+    report(tables, as_json=asked.json, peak_growth=grown)
     if asked.json:
-        plain = {t: {n: vars(r) for n, r in found.items()} for t, found in tables.items()}
-        machine = {"processors": len(os.sched_getaffinity(0)), "python": sys.version.split()[0]}
-        print(json.dumps({"machine": machine, "runs": plain, "peak_growth": grown}, indent=2))
         return 0
-    print(f"{len(os.sched_getaffinity(0))} processors, Python {sys.version.split()[0]}")
-    for line, found in tables.items():
-        show(line, found)
     for name, ratio in grown.items():
         print(f"\n{name}: peak memory x{ratio:.2f} with {asked.scale_up} times the layers")
     return 0 if all(ratio <= 1.10 for ratio in grown.values()) else 1

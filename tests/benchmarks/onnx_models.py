@@ -16,9 +16,7 @@ on the same checkpoint's export, on a model of so many layers. The clock is merg
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -36,7 +34,7 @@ from merge import (
     VOCABULARY,
     Runs,
     measure,
-    show,
+    report,
     warm,
     write_adapter,
 )
@@ -218,14 +216,7 @@ def main() -> int:
     if asked.peer:
         title = f"float32, {asked.peer} layers, exported by torch"
         tables[title] = against_peer(asked.folder, asked.peer)
-    if asked.json:
-        plain = {t: {n: vars(r) for n, r in found.items()} for t, found in tables.items()}
-        machine = {"processors": len(os.sched_getaffinity(0)), "python": sys.version.split()[0]}
-        print(json.dumps({"machine": machine, "runs": plain}, indent=2))
-        return 0
-    print(f"{len(os.sched_getaffinity(0))} processors, Python {sys.version.split()[0]}")
-    for line, found in tables.items():
-        show(line, found)
+    report(tables, as_json=asked.json)
     return 0
 
 

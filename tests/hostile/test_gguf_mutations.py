@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-import time
 import zlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -21,11 +21,11 @@ from adaptool.containers.gguf.values import Value
 from adaptool.errors import AdaptoolError
 
 from .gguf import BROKEN, SOUND, TOP, Forged, u32, u64
+from .hammering import Hammer
 
 QUICK = 20_000
 LONG = 2_000_000
 PARTS = 20
-SECONDS = 1.0
 SAVED = 50
 """One in so many of those that are read is written, too."""
 COMPARED = 3_000
@@ -69,23 +69,9 @@ def mutated(sound: Forged, random: Random) -> bytes:
 
 def hammer(seed: str, folder: Path, count: int) -> int:
     """Open so many mutations; returns how many were refused."""
-    path, copy = folder / "model.gguf", folder / "copy.gguf"
-    refused = 0
-    for number in range(count):
-        content = mutated(SOUND, Random(zlib.crc32(f"{seed} {number}".encode())))
-        path.unlink(missing_ok=True)  # a new file: some file systems flush one that is emptied
-        path.write_bytes(content)
-        start = time.process_time()
-        try:
-            checkpoint = gguf.open(path)
-        except AdaptoolError as error:
-            refused += 1
-            assert error.exit_code in (3, 4, 6, 8)
-            assert len(error.message) < 2_000
-            continue
-        except Exception as error:
-            raise AssertionError(f"{seed} {number}: {error!r}") from error
-        assert time.process_time() - start < SECONDS, f"{seed} {number}"
+    copy = folder / "copy.gguf"
+    run = Hammer(folder / "model.gguf", gguf.open)
+    for number, content, checkpoint in run.survivors(seed, count, partial(mutated, SOUND)):
         for value in checkpoint.metadata.values():
             assert isinstance(value, Value)
             try:
@@ -96,7 +82,7 @@ def hammer(seed: str, folder: Path, count: int) -> int:
         if number % SAVED == 0:
             gguf.save(checkpoint, copy, SaveOptions(force=True))
             assert copy.read_bytes() == content, f"{seed} {number}"
-    return refused
+    return run.refused
 
 
 def test_mutations(tmp_path: Path) -> None:

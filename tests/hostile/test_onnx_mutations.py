@@ -6,7 +6,6 @@ onnx package reads in its place.
 
 from __future__ import annotations
 
-import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from adaptool.containers import SaveOptions
 from adaptool.containers import onnx as container
 from adaptool.errors import AdaptoolError
 
+from .hammering import Hammer
 from .onnx import (
     SOUND_NODES,
     SOUND_TENSORS,
@@ -36,7 +36,6 @@ from .onnx import (
 QUICK = 20_000
 LONG = 1_000_000
 PARTS = 20
-SECONDS = 1.0
 SAVED = 50
 """One in so many of those that are read is written, too."""
 REWRITTEN = 600
@@ -79,28 +78,14 @@ def mutated(random: Random) -> bytes:
 
 def hammer(seed: str, folder: Path, count: int) -> int:
     """Open so many mutations; returns how many were refused."""
-    path, copy = lay_files(folder) / "model.onnx", folder / "copy.onnx"
-    refused = 0
-    for index in range(count):
-        content = mutated(Random(zlib.crc32(f"{seed} {index}".encode())))
-        path.unlink(missing_ok=True)
-        path.write_bytes(content)
-        start = time.process_time()
-        try:
-            checkpoint = container.open(path)
-        except AdaptoolError as error:
-            refused += 1
-            assert error.exit_code in (3, 4, 6, 8)
-            assert len(error.message) < 2_000
-            continue
-        except Exception as error:
-            raise AssertionError(f"{seed} {index}: {error!r}") from error
-        assert time.process_time() - start < SECONDS, f"{seed} {index}"
+    copy = folder / "copy.onnx"
+    run = Hammer(lay_files(folder) / "model.onnx", container.open)
+    for index, content, checkpoint in run.survivors(seed, count, mutated):
         assert sum(t.nbytes for t in checkpoint.tensors.values()) < 1 << 16
         if index % SAVED == 0 and not has_data_files(checkpoint):
             container.save(checkpoint, copy, SaveOptions(force=True))
             assert copy.read_bytes() == content, f"{seed} {index}"
-    return refused
+    return run.refused
 
 
 def has_data_files(checkpoint: object) -> bool:
