@@ -282,3 +282,32 @@ def same_bytes(one: LazyTensor, other: LazyTensor) -> bool:
         if views[0] != views[1]:
             return False
     return True
+
+
+def same_values(one: LazyTensor, other: LazyTensor) -> bool:
+    """Whether two tensors have the same shape and values, read side by side by rows."""
+    if one.shape != other.shape:
+        return False
+    if same_bytes(one, other):
+        return True
+    step = max(BLOCK // one.row, 1) * one.row
+    windows = ((at, min(at + step, one.count)) for at in range(0, one.count, step))
+    return all(bool((gather(one, *w) == gather(other, *w)).all()) for w in windows)
+
+
+def gather(tensor: LazyTensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    """Elements start..stop in memory, flat, in the tensor's own type.
+
+    Of a tensor that is computed, rows are read whole, since it is made by rows.
+    """
+    import torch
+
+    stop = tensor.count if stop is None else stop
+    row = tensor.row if tensor.stored is None else 1
+    first, last = start // row * row, min(-(-stop // row) * row, tensor.count)
+    found = torch.empty(last - first, dtype=tensor.dtype.torch)
+    position = 0
+    for piece in tensor.pieces(first, last, tensor.block):
+        found[position : position + piece.numel()] = piece
+        position += piece.numel()
+    return found[start - first : stop - first]

@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Literal
 from adaptool.architectures.gguf import Layout, layout_of
 from adaptool.architectures.naming import OUTPUT_HEADS, normal
 from adaptool.canonical import Checkpoint, LazyTensor, Provenance
-from adaptool.canonical.tensors import BLOCK, from_values, same_bytes
+from adaptool.canonical.tensors import from_values, same_values
 from adaptool.containers.gguf.values import Kind, Value
 from adaptool.conversion.hyperparameters import Hyperparameters, read_hyperparameters
 from adaptool.conversion.tensors import in_order, lay_out, write_as
 from adaptool.conversion.vocabulary import TokenizerFiles, describe_vocabulary
 from adaptool.encodings.ggml.mixtures import choose_types, file_type
+from adaptool.encodings.ggml.types import QUANTIZATION_VERSION
 from adaptool.errors import IncompatibleError
 
 if TYPE_CHECKING:
     import torch
 
-QUANTIZATION_VERSION = 2
-"""GGML_QUANT_VERSION: of the block layouts."""
 
 EMBEDDING = "token_embd.weight"
 
@@ -142,7 +141,8 @@ def _without_tied_head(
     tied = shape.tied or checkpoint.config.get("tie_word_embeddings") is True
     if head is None or not tied:
         return parameters
-    if _equal(parameters[head], _embedding(parameters, layout)):
+    one, other = parameters[head], _embedding(parameters, layout)
+    if one.dtype is other.dtype and same_values(one, other):
         return {name: tensor for name, tensor in parameters.items() if name != head}
     if shape.tied:
         raise IncompatibleError(
@@ -152,25 +152,6 @@ def _without_tied_head(
             code="UNTIED_HEAD",
         )
     return parameters
-
-
-def _equal(one: LazyTensor, other: LazyTensor) -> bool:
-    """Whether two tensors have the same values, read side by side."""
-    import torch
-
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    if same_bytes(one, other):
-        return True
-    windows = range(0, one.count, BLOCK)
-    return all(torch.equal(_window(one, at), _window(other, at)) for at in windows)
-
-
-def _window(tensor: LazyTensor, start: int) -> torch.Tensor:
-    import torch
-
-    pieces = tensor.pieces(start, min(start + BLOCK, tensor.count), BLOCK)
-    return torch.cat([piece.clone() for piece in pieces])
 
 
 def _general(checkpoint: Checkpoint, architecture: str) -> dict[str, Value]:

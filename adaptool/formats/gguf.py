@@ -280,7 +280,9 @@ def _values(adapter: Adapter, alpha: float, options: WriteOptions) -> dict[str, 
         values["general.base_model.count"] = Value.u32(1)
         values["general.base_model.0.name"] = Value.string(adapter.base)
     if options.encoding is not None:
-        values["general.quantization_version"] = Value.u32(2)
+        from adaptool.encodings.ggml.types import QUANTIZATION_VERSION
+
+        values["general.quantization_version"] = Value.u32(QUANTIZATION_VERSION)
     content = record(options.operation, [described(adapter.provenance)])
     values[RECORD.removesuffix(".json")] = Value.string(json.dumps(json.loads(content)))
     return values

@@ -166,7 +166,8 @@ class _Forms:
 
         retyping = Retyping(self.base, self.wish.dtype, importance_of(self.wish.imatrix), seed)
         merged = make(form_of=retyping.form_of, originals=self._originals())
-        return merged if self.wish.dtype is None else _with_file_type(merged, self.wish.dtype)
+        stated = {**merged.checkpoint.metadata, **retyping.stated}
+        return replace(merged, checkpoint=replace(merged.checkpoint, metadata=stated))
 
     def _plain(self) -> DType | None:
         if self.wish.dtype is None:
@@ -210,19 +211,6 @@ class _Forms:
 def _widened(_name: str, tensor: LazyTensor, touched: bool) -> Form:
     """Touched tensors in float32, all others as they are."""
     return Form(DType.FLOAT32) if touched and tensor.dtype.is_floating else tensor.form
-
-
-def _with_file_type(merged: Merge, outtype: str) -> Merge:
-    """The merge with the key-values of a GGUF model that state its types."""
-    from adaptool.containers.gguf import Value
-    from adaptool.encodings.ggml.mixtures import file_type
-
-    stated = {
-        "general.file_type": Value.u32(file_type(outtype)),
-        "general.quantization_version": Value.u32(2),
-    }
-    metadata = {**merged.checkpoint.metadata, **stated}
-    return replace(merged, checkpoint=replace(merged.checkpoint, metadata=metadata))
 
 
 def _with_tokenizer(merged: Merge, base: Checkpoint, inputs: list[tuple[Adapter, float]]) -> Merge:

@@ -9,9 +9,9 @@ from math import sqrt
 from pathlib import Path
 
 from adaptool.canonical import Checkpoint, LazyTensor
+from adaptool.canonical.tensors import gather
 from adaptool.containers import open_checkpoint
 from adaptool.encodings.checkpoints import Opened, is_quantised, open_quantised
-from adaptool.encodings.checkpoints.weights import gather
 from adaptool.errors import IncompatibleError, UsageError
 from adaptool.hub import fetch_checkpoint
 from adaptool.merging import Merge

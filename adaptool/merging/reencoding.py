@@ -15,8 +15,8 @@ from math import hypot
 from typing import TYPE_CHECKING
 
 from adaptool.canonical import Checkpoint, LazyTensor
+from adaptool.canonical.tensors import gather
 from adaptool.encodings.checkpoints import Opened
-from adaptool.encodings.checkpoints.weights import gather
 from adaptool.errors import JSON, IncompatibleError
 from adaptool.merging.outcome import Merge
 from adaptool.merging.survival import Survival, Tally

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from adaptool.canonical import Checkpoint, DType, LazyTensor
 from adaptool.canonical.forms import Form, importance_for
 from adaptool.canonical.noise import seed_of
+from adaptool.containers.gguf import Value
 from adaptool.encodings.ggml import can_encode, encoding
-from adaptool.encodings.ggml.mixtures import OUTTYPES, choose_types
-from adaptool.encodings.ggml.types import PLAIN
+from adaptool.encodings.ggml.mixtures import OUTTYPES, choose_types, file_type
+from adaptool.encodings.ggml.types import PLAIN, QUANTIZATION_VERSION
 from adaptool.errors import IncompatibleError, UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +41,16 @@ class Retyping:
             raise UsageError(
                 f"unknown outtype {self.outtype!r}", hint=f"one of: {', '.join(OUTTYPES)}"
             )
+
+    @property
+    def stated(self) -> dict[str, Value]:
+        """The key-values by which a model says of which types it is; none if it keeps its own."""
+        if self.outtype is None:
+            return {}
+        return {
+            "general.file_type": Value.u32(file_type(self.outtype)),
+            "general.quantization_version": Value.u32(QUANTIZATION_VERSION),
+        }
 
     def form_of(self, name: str, tensor: LazyTensor, touched: bool) -> Form:
         """What is quantised already and stays untouched keeps its bytes; the rest is chosen.

@@ -15,8 +15,8 @@ from math import prod
 import torch
 
 from adaptool.canonical import LazyTensor
-from adaptool.canonical.tensors import BLOCK
-from adaptool.encodings.checkpoints.weights import Make, Observe, alike, gather
+from adaptool.canonical.tensors import BLOCK, gather
+from adaptool.encodings.checkpoints.weights import Make, Observe, alike
 
 TABLES = {
     "nf4": (

@@ -12,7 +12,8 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from adaptool.canonical import DType, LazyTensor
-from adaptool.encodings.checkpoints.weights import Observe, alike, computed, gather
+from adaptool.canonical.tensors import gather
+from adaptool.encodings.checkpoints.weights import Observe, alike, computed
 
 if TYPE_CHECKING:
     import torch

@@ -82,24 +82,6 @@ def _stream(count: int, unit: int, begin: Callable[[], Make], start: int, stop: 
             yield values[position : position + block]
 
 
-def gather(tensor: LazyTensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
-    """Elements start..stop in memory, flat, in the tensor's own type.
-
-    Of a tensor that is computed, rows are read whole, since it is made by rows.
-    """
-    import torch
-
-    stop = tensor.count if stop is None else stop
-    row = tensor.row if tensor.stored is None else 1
-    first, last = start // row * row, min(-(-stop // row) * row, tensor.count)
-    found = torch.empty(last - first, dtype=tensor.dtype.torch)
-    position = 0
-    for piece in tensor.pieces(first, last, tensor.block):
-        found[position : position + piece.numel()] = piece
-        position += piece.numel()
-    return found[start - first : stop - first]
-
-
 def alike(tensor: LazyTensor, unit: int, begin: Callable[[], Make], block: int) -> LazyTensor:
     """A computed tensor that takes the place of a stored one."""
     return replace(computed(tensor.shape, tensor.dtype, unit, begin), block=max(block, 1))

@@ -80,3 +80,6 @@ PLAIN: Mapping[str, DType] = MappingProxyType({
     "F64": DType.FLOAT64, "F32": DType.FLOAT32, "F16": DType.FLOAT16, "BF16": DType.BFLOAT16,
 })  # fmt: skip
 """Types of weights that are stored value by value, by ggml's name."""
+
+QUANTIZATION_VERSION = 2
+"""GGML_QNT_VERSION: of the block layouts."""

@@ -8,8 +8,8 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from adaptool.canonical import DType, LazyTensor
-from adaptool.canonical.tensors import BLOCK
-from adaptool.encodings.checkpoints.weights import computed, gather
+from adaptool.canonical.tensors import BLOCK, gather
+from adaptool.encodings.checkpoints.weights import computed
 from adaptool.encodings.mlc.ledger import Ledger
 from adaptool.encodings.mlc.schemes import Scheme
 

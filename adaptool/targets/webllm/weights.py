@@ -12,9 +12,8 @@ from adaptool.architectures.mlc.families import EMBEDDING, HEAD
 from adaptool.architectures.naming import normal
 from adaptool.canonical import Checkpoint, DType, LazyTensor
 from adaptool.canonical.arrangement import arranged
-from adaptool.canonical.tensors import BLOCK, same_bytes
+from adaptool.canonical.tensors import same_values
 from adaptool.conversion.tensors import concatenated
-from adaptool.encodings.checkpoints.weights import gather
 from adaptool.encodings.mlc import Ledger, Scheme, plain, quantised
 from adaptool.errors import IncompatibleError
 from adaptool.targets.webllm.hyperparameters import Hyperparameters
@@ -155,24 +154,14 @@ def _by_normal_name(
 def _refuse_untied(checkpoint: Checkpoint, head: str, shape: Shape) -> None:
     """A head is left out only if the embedding says the same."""
     names = {normal(name): name for name in checkpoint.tensors}
-    embedding = names.get(normal(f"{EMBEDDING}.weight"))
-    if embedding is None or not _equal(checkpoint.tensors[head], checkpoint.tensors[embedding]):
+    tensors, embedding = checkpoint.tensors, names.get(normal(f"{EMBEDDING}.weight"))
+    if embedding is None or not same_values(tensors[head], tensors[embedding]):
         raise IncompatibleError(
             f"{head} is not the embedding, but "
             + ("config.json ties them" if shape.tie_word_embeddings else "MLC's model ties them"),
             hint="an adapter of the head or the embedding alone cannot be merged for this runtime",
             code="UNTIED_HEAD",
         )
-
-
-def _equal(one: LazyTensor, other: LazyTensor) -> bool:
-    """Whether two tensors have the same values, read side by side."""
-    if one.shape != other.shape:
-        return False
-    if same_bytes(one, other):
-        return True
-    windows = ((at, min(at + BLOCK, one.count)) for at in range(0, one.count, BLOCK))
-    return all(bool((gather(one, *w) == gather(other, *w)).all()) for w in windows)
 
 
 def _filled(

@@ -55,9 +55,6 @@ def _retyped(
     model: Checkpoint, outtype: str, importance: Mapping[str, torch.Tensor] | None
 ) -> Checkpoint:
     """A GGUF model in another mixture of types; what is no real number stays as it is."""
-    from adaptool.containers.gguf import Value
-    from adaptool.conversion.assembly import QUANTIZATION_VERSION
-    from adaptool.encodings.ggml.mixtures import file_type
     from adaptool.merging.retyping import Retyping
 
     forms = Retyping(model, outtype, importance)
@@ -67,14 +64,10 @@ def _retyped(
             return tensor
         return tensor.written(forms.form_of(name, tensor, touched=True))
 
-    stated = {
-        "general.file_type": Value.u32(file_type(outtype)),
-        "general.quantization_version": Value.u32(QUANTIZATION_VERSION),
-    }
     return replace(
         model,
         tensors={name: written(name, tensor) for name, tensor in model.tensors.items()},
-        metadata={**model.metadata, **stated},
+        metadata={**model.metadata, **forms.stated},
     )
 
 

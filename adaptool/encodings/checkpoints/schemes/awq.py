@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from adaptool.canonical import DType, LazyTensor
+from adaptool.canonical.tensors import gather
 from adaptool.encodings.checkpoints.schemes.gptq import group_length
 from adaptool.encodings.checkpoints.stock import FLOATS, Stock
-from adaptool.encodings.checkpoints.weights import Make, StoredWeight, computed, gather
+from adaptool.encodings.checkpoints.weights import Make, StoredWeight, computed
 from adaptool.errors import IncompatibleError
 
 SIDES = (".qweight", ".qzeros", ".scales")

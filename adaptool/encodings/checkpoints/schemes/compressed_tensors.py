@@ -17,6 +17,7 @@ from functools import partial
 import torch
 
 from adaptool.canonical import DType, LazyTensor
+from adaptool.canonical.tensors import gather
 from adaptool.encodings.checkpoints.e2m1 import power_of_two, unpack_e2m1
 from adaptool.encodings.checkpoints.grids import (
     Grid,
@@ -30,7 +31,7 @@ from adaptool.encodings.checkpoints.grids import (
 )
 from adaptool.encodings.checkpoints.schemes.fp8 import FLOAT8
 from adaptool.encodings.checkpoints.stock import FLOATS, Stock
-from adaptool.encodings.checkpoints.weights import Observe, StoredWeight, gather
+from adaptool.encodings.checkpoints.weights import Observe, StoredWeight
 from adaptool.encodings.checkpoints.words import unpack_words, words_for
 from adaptool.errors import JSON, IncompatibleError
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from adaptool.canonical import DType, LazyTensor
+from adaptool.canonical.tensors import gather
 from adaptool.encodings.checkpoints.stock import FLOATS, Stock
-from adaptool.encodings.checkpoints.weights import Make, StoredWeight, computed, gather
+from adaptool.encodings.checkpoints.weights import Make, StoredWeight, computed
 from adaptool.encodings.checkpoints.words import unpack_words, words_for
 from adaptool.errors import IncompatibleError
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from adaptool.canonical import DType, LazyTensor
-from adaptool.canonical.tensors import BLOCK
+from adaptool.canonical.tensors import BLOCK, gather
 from adaptool.encodings.checkpoints.e2m1 import (
     encode_blocks,
     pack_e2m1,
@@ -27,7 +27,6 @@ from adaptool.encodings.checkpoints.weights import (
     StoredWeight,
     alike,
     computed,
-    gather,
 )
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
