@@ -26,6 +26,7 @@ from adaptool.storage import (
     SourceFile,
     inside,
     read_json,
+    read_object,
     shown,
 )
 
@@ -151,10 +152,7 @@ def _config(folder: Path) -> dict[str, JSON]:
     file = folder / "config.json"
     if not os.path.lexists(file):
         return {}
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise CorruptInputError(f"{file}: not a JSON object")
-    return content
+    return read_object(file)
 
 
 def _license(folder: Path) -> str | None:

@@ -139,14 +139,18 @@ def export(
         raise UsageError(f"--match is for ONNX models, {stored.provenance.name} is none")
     paths = [(fetch_adapter(name), scale) for name, scale in pairs]
     read = [(read_adapter(p, ReadOptions(allow_pickle)), scale) for p, scale in paths]
-    wish = _wish(stored, wanted, base_weights, options.match, threads)
-    merged = assemble(stored, read, wish).merge if read and not swappable else None
-    given = _model(path, _found(stored, options.match) if swappable else stored, merged, read)
+    merged, match = None, _opened(options.match)
+    if swappable and match is not None:
+        stored = matched_to(stored, match)  # modules that only values tell have places then
+    elif read and not swappable:
+        wish = _wish(stored, wanted, base_weights, options.match, threads)
+        merged = assemble(stored, read, wish).merge
+    given = _model(path, stored, merged, read)
     inputs = [path, *(p for p, _ in paths)]
     if not dry_run:
         _refuse_occupied(folder, inputs, force=force)
     with scratch_beside(folder) as scratch:
-        request = _request(options, wanted, scratch, worker_count(threads), dry_run=dry_run)
+        request = _request(options, wanted, match, scratch, worker_count(threads), dry_run=dry_run)
         prepared = chosen.prepare(given, request)
         notes = (*(merged.notes if merged else ()), *prepared.notes)
         files = prepared.output
@@ -233,11 +237,8 @@ def _wish(
                 threads=threads, widened=True)  # fmt: skip
 
 
-def _found(stored: Checkpoint, match: str | os.PathLike[str] | None) -> Checkpoint:
-    """An ONNX model with the places of modules that only values tell; others as they are."""
-    if match is None or stored.container != ONNX:
-        return stored
-    return matched_to(stored, open_checkpoint(fetch_checkpoint(os.fspath(match))))
+def _opened(match: str | os.PathLike[str] | None) -> Checkpoint | None:
+    return None if match is None else open_checkpoint(fetch_checkpoint(os.fspath(match)))
 
 
 def _model(
@@ -260,15 +261,14 @@ def _model(
 
 
 def _request(
-    options: ExportOptions, dtypes: tuple[str, ...], scratch: Callable[[], Path], workers: int,
-    *, dry_run: bool,
+    options: ExportOptions, dtypes: tuple[str, ...], match: Checkpoint | None,
+    scratch: Callable[[], Path], workers: int, *, dry_run: bool,
 ) -> Request:  # fmt: skip
-    match = None if options.match is None else fetch_checkpoint(os.fspath(options.match))
     return Request(
         scratch, dtypes, dry_run, options.part_size, options.task, options.optimize, options.pre,
         importance_of(options.imatrix),
         options.conversation, None if options.library is None else Path(options.library),
-        options.template, None if match is None else open_checkpoint(match), workers,
+        options.template, match, workers,
     )  # fmt: skip
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptool.errors import JSON, CorruptInputError, UsageError, VerificationError
+from adaptool.errors import JSON, UsageError, VerificationError
 from adaptool.records import RECORD
-from adaptool.storage import inside, read_json, shown
+from adaptool.storage import inside, read_object, shown
 from adaptool.targets import Finding, names, target_named
 
 
@@ -88,10 +88,7 @@ def _record(folder: Path) -> Mapping[str, JSON]:
     file = folder / RECORD
     if not os.path.lexists(file):
         return {}
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise CorruptInputError(f"{shown(file)}: not a JSON object")
-    return content
+    return read_object(file)
 
 
 def _sizes(folder: Path, stated: Mapping[str, JSON]) -> list[Finding]:

@@ -16,6 +16,7 @@ from adaptool.storage.reading import (
     SourceFile,
     inside,
     read_json,
+    read_object,
     read_text,
     refuse_surrogates,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "blaming",
     "inside",
     "read_json",
+    "read_object",
     "read_text",
     "refuse_surrogates",
     "scratch_beside",

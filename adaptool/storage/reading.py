@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
 
-from adaptool.errors import CorruptInputError, ResourceLimitError
+from adaptool.errors import JSON, CorruptInputError, ResourceLimitError
 from adaptool.storage import syscalls
 from adaptool.storage.failures import blaming, shown
 
@@ -209,6 +209,17 @@ def read_json(path: Path, limit: int = TEXT_LIMIT) -> object:
         raise CorruptInputError(f"{shown(path)}: JSON nested too deeply") from error
     except ValueError as error:
         raise CorruptInputError(f"{shown(path)}: not sound JSON: {error}") from error
+    return value
+
+
+def read_object(path: Path, limit: int = TEXT_LIMIT) -> dict[str, JSON]:
+    """The object in a JSON file.
+
+    Raises as `read_json`, and CorruptInputError for a value of another kind.
+    """
+    value = read_json(path, limit)
+    if not isinstance(value, dict):
+        raise CorruptInputError(f"{shown(path)}: not a JSON object")
     return value
 
 

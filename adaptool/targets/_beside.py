@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from adaptool.architectures.speaking import ONNX
 from adaptool.canonical import Checkpoint
 from adaptool.containers import Output
 from adaptool.containers._output import side_files
 from adaptool.errors import JSON, CorruptInputError, IncompatibleError
-from adaptool.storage import inside, read_json, read_text, shown
+from adaptool.storage import inside, read_object, read_text, shown
 from adaptool.targets import Model
 
 CONFIG, GENERATION, GENAI = "config.json", "generation_config.json", "genai_config.json"
@@ -90,7 +91,7 @@ def _missing(model: Model, name: str, hint: str) -> IncompatibleError:
 def _found(model: Model, match: Checkpoint | None) -> dict[str, Path | bytes]:
     """All files, the nearest last, so that it counts."""
     files: dict[str, Path | bytes] = {} if match is None else dict(match.side_files)
-    if model.checkpoint.container == _ONNX_FOLDER:
+    if model.checkpoint.container == ONNX:
         for folder in reversed([*_folders(model.path)]):
             files |= {file.name: inside(folder, file.name) for file in sorted(folder.iterdir())
                       if file.is_file() and _is_wanted(file.name)}  # fmt: skip
@@ -142,7 +143,9 @@ def _text(content: Path | bytes) -> str:
 
 
 def _object(content: Path | bytes, name: str) -> dict[str, JSON]:
-    value = json.loads(content) if isinstance(content, bytes) else read_json(content)
+    if isinstance(content, Path):
+        return read_object(content)
+    value = json.loads(content)
     if not isinstance(value, dict):
         raise CorruptInputError(f"{name}: not a JSON object")
     return value

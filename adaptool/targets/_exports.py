@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from adaptool.architectures.speaking import ONNX
 from adaptool.canonical import Checkpoint, DType, LazyTensor
 from adaptool.canonical.narrowing import narrowed
 from adaptool.containers import Output, SaveOptions, open_checkpoint, save_checkpoint
@@ -79,7 +80,7 @@ def exports(
         UsageError: what tracing needs is not installed.
         VerificationError: the graph computes something else than the model.
     """
-    if model.checkpoint.container == "onnx":
+    if model.checkpoint.container == ONNX:
         ready = for_browser(model.checkpoint, config)
         task = request.task or task_of_graph(ready, config)
         yield Export(precision_of(ready), change(ready) if change else ready, task)

@@ -11,7 +11,7 @@ from adaptool.canonical.provenance import origin
 from adaptool.canonical.tensors import from_storage
 from adaptool.containers.mlc import cache
 from adaptool.errors import JSON, CorruptInputError, IncompatibleError
-from adaptool.storage import SourceFile, inside, read_json, shown
+from adaptool.storage import SourceFile, inside, read_object, shown
 
 SETTINGS = "mlc-chat-config.json"
 HUB = ("resolve", "main")
@@ -64,7 +64,7 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the container protocol's ver
         tensors=tensors,
         container="mlc",
         provenance=Provenance(origin(path), "mlc", facts),
-        config=_config(config) if os.path.lexists(config) else {},
+        config=read_object(config) if os.path.lexists(config) else {},
         metadata={**_counted(metadata), **(kept if kept[NATIVE] else {})},
         shards=places,
         side_files=_side_files(folder, {shard.name for shard in shards}),
@@ -85,13 +85,6 @@ def _open_shard(folder: Path, shard: cache.Shard) -> SourceFile:
             hint="truncated, or of another model: download it again",
         )
     return source
-
-
-def _config(path: Path) -> Mapping[str, JSON]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise CorruptInputError(f"{shown(path)}: not a JSON object")
-    return content
 
 
 def _counted(metadata: Mapping[str, object]) -> dict[str, object]:

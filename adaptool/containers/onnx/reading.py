@@ -15,7 +15,7 @@ from adaptool.containers.onnx.model import MODEL, Model
 from adaptool.containers.onnx.quantisation import quantised_weights
 from adaptool.containers.onnx.stripping import read_model
 from adaptool.errors import JSON, CorruptInputError, IncompatibleError
-from adaptool.storage import SourceFile, inside, read_json, shown
+from adaptool.storage import SourceFile, inside, read_object, shown
 
 SUFFIX = ".onnx"
 DEFAULT = "model.onnx"
@@ -132,10 +132,7 @@ def _config(folder: Path) -> dict[str, JSON]:
     for place in places:
         file = place / _CONFIGURATION
         if file.is_file():
-            content = read_json(file)
-            if not isinstance(content, dict):
-                raise CorruptInputError(f"{shown(file)}: not a JSON object")
-            return content
+            return read_object(file)
     return {}
 
 

@@ -11,7 +11,7 @@ from adaptool.canonical import LazyTensor
 from adaptool.containers._header import read_header
 from adaptool.errors import JSON, CorruptInputError, StorageError
 from adaptool.formats.peft.pickles import load_pickle
-from adaptool.storage import SourceFile, read_json, shown
+from adaptool.storage import SourceFile, read_object, shown
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -57,10 +57,7 @@ def read_config(folder: Path) -> dict[str, JSON]:
     """
     if not os.path.lexists(folder / CONFIG):
         return {}
-    content = read_json(folder / CONFIG)
-    if not isinstance(content, dict):
-        raise CorruptInputError(f"{folder / CONFIG}: not a JSON object")
-    return content
+    return read_object(folder / CONFIG)
 
 
 def open_files(path: Path, *, allow_pickle: bool) -> Files:

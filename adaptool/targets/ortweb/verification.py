@@ -9,7 +9,7 @@ from adaptool.canonical import Checkpoint
 from adaptool.canonical.graph import Graph
 from adaptool.containers import open_checkpoint
 from adaptool.errors import JSON, AdaptoolError, CorruptInputError
-from adaptool.storage import inside, read_json, shown
+from adaptool.storage import inside, read_object, shown
 from adaptool.targets import Finding
 from adaptool.targets._limits import FILE
 from adaptool.targets._onnx import data_of
@@ -29,9 +29,7 @@ def findings(folder: Path) -> Sequence[Finding]:
 
 
 def _manifest(folder: Path) -> dict[str, JSON]:
-    content = read_json(inside(folder, MANIFEST))
-    if not isinstance(content, dict):
-        raise CorruptInputError(f"{shown(folder / MANIFEST)}: not a JSON object")
+    content = read_object(inside(folder, MANIFEST))
     for key, kind in _TABLES.items():
         if not isinstance(content.get(key), kind):
             raise CorruptInputError(f"{shown(folder / MANIFEST)}: no {kind.__name__} as {key!r}")

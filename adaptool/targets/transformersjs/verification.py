@@ -7,8 +7,8 @@ from pathlib import Path
 
 from adaptool.canonical import Checkpoint
 from adaptool.containers import open_checkpoint
-from adaptool.errors import JSON, AdaptoolError, CorruptInputError
-from adaptool.storage import inside, read_json, shown
+from adaptool.errors import JSON, AdaptoolError
+from adaptool.storage import inside, read_object
 from adaptool.targets import Finding
 from adaptool.targets._beside import CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from adaptool.targets._limits import FILE
@@ -22,15 +22,8 @@ def findings(folder: Path) -> Sequence[Finding]:
 
     Raises CorruptInputError if config.json cannot be read at all.
     """
-    config = _object(folder, CONFIG)
+    config = read_object(inside(folder, CONFIG))
     return [*_texts(folder, config), *_models(folder, config)]
-
-
-def _object(folder: Path, name: str) -> Mapping[str, JSON]:
-    content = read_json(inside(folder, name))
-    if not isinstance(content, dict):
-        raise CorruptInputError(f"{shown(folder / name)}: not a JSON object")
-    return content
 
 
 def _texts(folder: Path, config: Mapping[str, JSON]) -> Iterator[Finding]:
@@ -38,7 +31,7 @@ def _texts(folder: Path, config: Mapping[str, JSON]) -> Iterator[Finding]:
                   "transformers.js chooses its class by it")  # fmt: skip
     for name in (TOKENIZER, TOKENIZER_CONFIG):
         try:
-            _object(folder, name)
+            read_object(inside(folder, name))
         except AdaptoolError as error:
             yield Finding(name, right=False, detail=error.message)
         else:
